@@ -1,0 +1,29 @@
+# Every target does its own set-up in .venv, so each works on a fresh clone.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: run test lint bench clean
+
+run: $(READY)
+	$(BIN)/harnessd serve config
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable . hypothesis mypy pytest pytest-timeout ruff types-psutil
+	touch $(READY)
+
+clean:
+	rm -rf .venv state

@@ -1,0 +1,5 @@
+"""The import path that earlier jobs use."""
+
+from harnessd import Command, Cradle, ProcessHarness, launch
+
+__all__ = ["Command", "Cradle", "ProcessHarness", "launch"]

@@ -1,0 +1,1 @@
+"""Jobs to copy from: each works on real input, reports what it does and obeys START, STOP, PAUSE, RESUME and CONFIG."""

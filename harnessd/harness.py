@@ -1,0 +1,308 @@
+"""One job in the user's own script.
+
+The roles are turned: the user's process is the server. It forks the keeper first, before it loads anything else, so
+the keeper and the run inherit the script as it is, the job object included, whatever is in it; and the keeper forks the
+run. The harness ends when the job ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from harnessd import tree
+from harnessd.errors import ConfigError, HarnessError, KeeperLost, NotAJob
+from harnessd.job.conduct import as_cradle
+from harnessd.job.cradle import Cradle
+from harnessd.keeper.loop import Keeper
+from harnessd.wire import merged
+
+if TYPE_CHECKING:
+    from harnessd.server.entry import Entry
+    from harnessd.server.link import Link
+    from harnessd.server.settings import ScriptSettings
+    from harnessd.server.supervisor import Supervisor
+
+_OPTIONS = ("-x", "--harness-config")
+
+
+class ProcessHarness:
+    """Runs one Cradle in a process of its own, steered and watched over HTTP.
+
+    `config` has the keys of the settings: name, http, config, kill_grace and the others in docs/config.md. What
+    `-x FILE-or-JSON` on the script's command line says is laid over it.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        self._config = dict(config or {})
+
+    async def main(self, job: Cradle, *args: str) -> int:
+        """Run the job; `args` go to its `run`. Return its exit code, 128 + N when signal N ended it.
+
+        Raises NotAJob, ConfigError, CannotListen and other HarnessErrors before the job is started.
+        """
+        if not isinstance(job, Cradle):
+            raise NotAJob(f"cannot run {_shown(job)}: an object of a class that extends Cradle is wanted")
+        given = _take_option(sys.argv)
+        _refuse_threads()
+        control, keeper_pid = _fork_keeper(job)
+        try:
+            with _quiet_parent():
+                return await _serve(job, self._config, given, list(args), control)
+        finally:
+            control.close()
+            _reap(keeper_pid)
+
+
+def launch(
+    job: Cradle | Callable[..., Any],
+    config: Mapping[str, Any] | None = None,
+    exit: bool = False,
+    args: tuple[str, ...] = (),
+) -> int:
+    """Harness a Cradle, or any callable, until it ends. Return its exit code, or with `exit` end the script with it.
+
+    A callable that takes an argument is handed a Cradle to call get_msg and set_status of. What stops the start is said
+    in one line on stderr, and the code is 2.
+    """
+    try:
+        code = asyncio.run(ProcessHarness(config).main(as_cradle(job), *args))
+    except HarnessError as error:
+        _say(str(error))
+        code = 2
+    if exit:
+        sys.exit(code)
+    return code
+
+
+# before anything is started
+
+
+def _take_option(argv: list[str]) -> dict[str, Any]:
+    """Take -x and --harness-config out of the arguments. Return what they say; a bad one ends the script."""
+    given: dict[str, Any] = {}
+    index = 1
+    while index < len(argv) and argv[index] != "--":
+        name, equals, value = argv[index].partition("=")
+        if name not in _OPTIONS:
+            index += 1
+            continue
+        if not equals and index + 1 == len(argv):
+            _stop(f"{name} needs a file or inline JSON")
+        text = value if equals else argv[index + 1]
+        del argv[index : index + (1 if equals else 2)]
+        given = merged(given, _read_option(name, text))
+    return given
+
+
+def _read_option(name: str, text: str) -> dict[str, Any]:
+    try:
+        if text.lstrip().startswith("{"):
+            found = json.loads(text)
+        else:
+            content = Path(text).read_text(encoding="utf-8")
+            found = tomllib.loads(content) if text.endswith(".toml") else json.loads(content)
+    except OSError as error:
+        _stop(f"cannot read {name} {text!r}: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        _stop(f"cannot read {name} {text!r}: {error}")
+    if not isinstance(found, dict):
+        _stop(f"cannot use {name} {text!r}: an object is wanted")
+    return found
+
+
+def _settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> ScriptSettings:
+    from harnessd.server.settings import ScriptSettings
+
+    settings = ScriptSettings.parse(config, "config")
+    if not given:
+        return settings
+    try:
+        return ScriptSettings.parse(merged(config, given), _OPTIONS[0])
+    except ConfigError as error:
+        _stop("; ".join(error.problems))
+
+
+def _refuse_threads() -> None:
+    """A fork copies one thread. What others held, the copy would wait for for ever."""
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if others or threading.current_thread() is not threading.main_thread():
+        raise NotAJob(
+            f"cannot start the job: the script runs other threads ({', '.join(others)}), which a fork would not copy; "
+            "start them in run()"
+        )
+
+
+def _stop(why: str) -> NoReturn:
+    _say(why)
+    raise SystemExit(2)
+
+
+def _say(text: str) -> None:
+    print(f"harnessd: {text}", file=sys.stderr, flush=True)
+
+
+def _shown(job: object) -> str:
+    return f"the class {job.__name__}" if isinstance(job, type) else type(job).__name__
+
+
+def kebab(name: str) -> str:
+    """Return a class's name as a job's: VolTarget is vol-target."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower().replace("_", "-")
+    return re.sub(r"[^a-z0-9-]", "", words).strip("-")[:64] or "job"
+
+
+# the keeper
+
+
+def _fork_keeper(job: Cradle) -> tuple[socket.socket, int]:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()  # or what it holds would be written once more by the copy
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, as a library's pool may have started
+        pid = os.fork()
+    if pid == 0:
+        _be_keeper(job, ours, theirs)
+    theirs.close()
+    return ours, pid
+
+
+def _be_keeper(job: Cradle, ours: socket.socket, theirs: socket.socket) -> NoReturn:
+    code = 1
+    try:
+        ours.close()
+        os.setsid()  # a Ctrl-C in the terminal is for the script
+        asyncio._set_running_loop(None)  # the copy of the script's own, which never runs here
+        code = Keeper(control=theirs, job=job).run()
+    finally:
+        os._exit(code)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
+        os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def _quiet_parent() -> Any:
+    """Take SIGINT and SIGTERM for the time of the run, and give them back as they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            asyncio.get_running_loop().remove_signal_handler(number)
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+# the server
+
+
+async def _serve(
+    job: Cradle, config: Mapping[str, Any], given: Mapping[str, Any], args: list[str], control: socket.socket
+) -> int:
+    from harnessd.server import places
+    from harnessd.server.definition import from_script
+    from harnessd.server.link import Link
+    from harnessd.server.reading import Reader
+    from harnessd.server.supervisor import Folders, Supervisor
+    from harnessd.web.app import make_app
+    from harnessd.web.call import Context
+    from harnessd.web.guard import GuardPolicy, Token
+    from harnessd.web.serving import HttpServer, bind, url_of
+
+    settings = _settings(config, given)
+    http = settings.http
+    listening = bind(http.host, http.port)
+    link: Link | None = None
+    folder, lock = places.of_script(places.runtime_dir(settings.runtime_dir))
+    try:
+        link = Link(control)
+        hello = await link.hello()
+        supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record=_forget)
+        supervisor.read_with(Reader(None, on_stored=_forget))
+        entry = supervisor.add(from_script(settings.name or kebab(type(job).__name__), settings, args))
+        health = _health(entry, hello["pid"])
+        tokens = (Token("settings", http.token.get_secret_value()),) if http.token else ()
+        app = make_app(
+            Context(supervisor, health, http.max_body_bytes), GuardPolicy(frozenset(http.allowed_hosts), tokens)
+        )
+        server = HttpServer(app, [listening])
+        await server.start()
+        _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1])}")
+        try:
+            return await _watch(supervisor, entry, link)
+        finally:
+            await server.stop()
+    finally:
+        if link:
+            link.close()
+        listening.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+async def _watch(supervisor: Supervisor, entry: Entry, link: Link) -> int:
+    """Start the run and wait until nothing is left of it. Return its exit code."""
+    from harnessd.server import policy
+
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        again = isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced
+        supervisor.apply(entry, policy.KillAsked(0.0 if again else None), "the script was told to end")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    gone = entry.gone()
+    supervisor.apply(entry, policy.Autostart(), "the script has started")
+    lost = asyncio.ensure_future(link.lost.wait())
+    await asyncio.wait((gone, lost), return_when=asyncio.FIRST_COMPLETED)
+    lost.cancel()
+    if not gone.done():
+        if entry.live:
+            _sweep(entry.live.info.mark)
+        raise KeeperLost("cannot go on: the keeper was killed, and the job with it")
+    ended = entry.last_exit
+    assert ended
+    said = f"; last status {entry.last_status.text[:500]}" if entry.last_status else ""
+    _say(f"{entry.name} {ended.in_words}{said}")
+    if ended.signal is not None:
+        return 128 + ended.signal
+    return ended.code if ended.code is not None else 126
+
+
+def _forget(_: object) -> None:
+    """A script alone keeps no history."""
+
+
+def _sweep(mark: int) -> None:
+    """End what a killed keeper has left of the run."""
+    deadline = time.monotonic() + 5
+    while (left := tree.members({mark})) and time.monotonic() < deadline:
+        for pid in left[mark]:
+            tree.send(mark, pid, (signal.SIGKILL,))
+        time.sleep(0.01)
+
+
+def _health(entry: Entry, keeper_pid: int) -> Callable[[], dict[str, Any]]:
+    from harnessd.server.bodies import health
+
+    return health([entry], keeper_pid=keeper_pid, server_starts=1, storage=lambda: {"ok": True, "kind": "none"})

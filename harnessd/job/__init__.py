@@ -1,0 +1,1 @@
+"""Inside the job's process: standard library only, fast to import, passive on the harness's behalf."""

@@ -1,0 +1,159 @@
+"""A job's run from its import to its exit code, in a process that was made for it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib
+import importlib.util
+import inspect
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from harnessd.errors import NotAJob
+from harnessd.job import pulse
+from harnessd.job.cradle import Cradle, Mailbox
+from harnessd.job.journal import Journal
+from harnessd.wire import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The descriptors of a run."""
+
+    mailbox: int
+    pulse: int
+    journal: int
+    output: int | None = None
+
+
+def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> NoReturn:
+    """Run the job in this process and end with its exit code."""
+    os.set_blocking(ends.mailbox, False)
+    mailbox = Mailbox(ends.mailbox, pulse.attach(ends.pulse), journal, dict(spec.config))
+    code = 1
+    try:
+        cradle = as_cradle(job if job is not None else _load(spec))
+        object.__setattr__(cradle, "_harness", mailbox)
+        code = _exit_code(_call(cradle.run, spec.args))
+    except SystemExit as error:
+        code = _system_exit_code(error.code)
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        leave(signal_number=signal.SIGINT)
+    except BaseException as error:
+        journal.error("".join(traceback.format_exception_only(error)).strip())
+        sys.excepthook(*sys.exc_info())
+    leave(code)
+
+
+def _call(run: Callable[..., Any], args: list[str]) -> Any:
+    result = run(*args) if _takes_args(run) else run()
+    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _takes_args(run: Callable[..., Any]) -> bool:
+    kinds = inspect.Parameter
+    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    return any(parameter.kind in positional for parameter in inspect.signature(run).parameters.values())
+
+
+def _exit_code(result: Any) -> int:
+    """Return what `run` returned as an exit code; what is no int is success, as no error was raised."""
+    if not isinstance(result, int):
+        return 0
+    return result & 0xFF or (1 if result else 0)  # 256 must not become success
+
+
+def _system_exit_code(code: Any) -> int:
+    if code is None or isinstance(code, int):
+        return _exit_code(code)
+    print(code, file=sys.stderr)
+    return 1
+
+
+def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
+    """End the process as the interpreter would: join threads, run exit functions, flush."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            code = code or 120  # as Python says that it could not flush
+    if signal_number is not None:
+        signal.signal(signal_number, signal.SIG_DFL)
+        os.kill(os.getpid(), signal_number)
+    os._exit(code)
+
+
+def _load(spec: RunSpec) -> object:
+    """Import the job and return what the entrypoint names."""
+    place, _, attribute = spec.entrypoint.rpartition(":")
+    importlib.invalidate_caches()
+    sys.argv = [place, *spec.args]
+    if place.endswith(".py"):
+        _set_first_path(str(Path(place).parent))
+        found: object = _import_file(Path(place))
+    else:
+        _set_first_path(os.getcwd())
+        found = importlib.import_module(place)
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _set_first_path(folder: str) -> None:
+    if sys.flags.safe_path:
+        sys.path.insert(0, folder)
+    else:
+        sys.path[0] = folder
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = path.stem if path.stem not in sys.stdlib_module_names else f"job_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise NotAJob(f"cannot load {path}: it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def as_cradle(job: object) -> Cradle:
+    """Return the job as a Cradle: an instance as it is, a Cradle class instantiated, any other callable wrapped."""
+    if isinstance(job, Cradle):
+        return job
+    if isinstance(job, type):
+        if issubclass(job, Cradle):
+            return job()
+        raise NotAJob(f"cannot run {job.__qualname__}: it does not extend Cradle")
+    if callable(job):
+        return _Function(job)
+    raise NotAJob(f"cannot run {job!r}: a Cradle or a callable is wanted")
+
+
+class _Function(Cradle):
+    """A callable as a job. One that takes a positional argument is handed the Cradle."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def run(self, *args: str) -> Any:
+        return self._function(self) if _takes_args(self._function) else self._function()

@@ -1,0 +1,34 @@
+"""The page that a run shares with the server, so that a hang is seen without asking the job.
+
+The page is a memfd of 64-bit counters. The run counts its polls there; one memory write, no call, no lock. The file's
+own offset, which nobody reads or writes through, serves as the journal's sequence: `lseek(fd, 1, SEEK_CUR)` is an
+atomic fetch-and-add between all threads and forked children that share the descriptor, and the kernel does it without
+anyone who could be stopped while holding a lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+POLLS = 0  # how often the run called get_msg
+WAITING = 1  # 1 while a call waits for a command, which is no hang
+
+_BYTES = mmap.PAGESIZE
+
+
+def create() -> int:
+    """Return the descriptor of a fresh page."""
+    fd = os.memfd_create("harnessd-pulse", os.MFD_CLOEXEC)
+    os.ftruncate(fd, _BYTES)
+    return fd
+
+
+def attach(fd: int) -> memoryview:
+    """Return the page as 64-bit counters; the descriptor may be closed afterwards."""
+    return memoryview(mmap.mmap(fd, _BYTES)).cast("Q")
+
+
+def next_number(fd: int) -> int:
+    """Return 1, 2, 3, ...; each number once, whichever thread or forked child asks."""
+    return os.lseek(fd, 1, os.SEEK_CUR)

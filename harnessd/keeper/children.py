@@ -1,0 +1,141 @@
+"""The table of runs: which live, which are being ended, and how those ended that nobody has acknowledged yet."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import time
+from dataclasses import dataclass, replace
+
+from harnessd import tree
+from harnessd.wire import ExitRecord, Frame, RunSpec
+
+_POLITE = (signal.SIGTERM, signal.SIGCONT)  # SIGCONT, since a stopped process would never see the SIGTERM
+_PROBE_S = 0.01  # how soon to look again for what is left of a run; doubling up to the next
+_PROBE_MAX_S = 0.2
+
+
+@dataclass(slots=True)
+class Child:
+    """A run that has processes."""
+
+    spec: RunSpec
+    pid: int
+    started_at: float  # wall clock
+    started_mono: float
+    start_ticks: int
+    mailbox: int  # the server's end
+    pulse: int
+    exit: ExitRecord | None = None  # of its first process, while others of its tree live on
+    kill_at: float = math.inf  # when SIGTERM has had its time
+    probe_at: float = math.inf
+    probe_s: float = _PROBE_S
+    leftover: int = 0
+
+    def to_frame(self) -> Frame:
+        return {
+            "run": self.spec.run,
+            "job": self.spec.job,
+            "mark": self.spec.mark,
+            "pid": self.pid,
+            "start_ticks": self.start_ticks,
+            "started_at": self.started_at,
+            "journal": self.spec.journal,
+            "ending": self.kill_at < math.inf,
+        }
+
+
+class Children:
+    """Runs by their id; exit records until they are acknowledged."""
+
+    def __init__(self) -> None:
+        self.live: dict[int, Child] = {}
+        self.exits: dict[int, ExitRecord] = {}
+        self._by_pid: dict[int, Child] = {}
+
+    def add(self, child: Child) -> None:
+        self.live[child.spec.run] = child
+        self._by_pid[child.pid] = child
+
+    def reaped(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
+        """Note the end of a child of the keeper's; one that is no run's first process is a stranger or an orphan."""
+        child = self._by_pid.pop(pid, None)
+        if child is None:
+            return
+        child.exit = _record(child, status, usage)
+        child.probe_at = 0.0  # at once, as nothing may be left
+
+    def end(self, run: int, grace_s: float) -> None:
+        """Send SIGTERM to the run's whole tree, and SIGKILL to what is left of it after the grace."""
+        child = self.live[run]
+        now = time.monotonic()
+        first = child.kill_at == math.inf
+        child.kill_at = min(child.kill_at, now + max(0.0, grace_s))
+        child.probe_at, child.probe_s = min(child.probe_at, now + _PROBE_S), _PROBE_S
+        if first and grace_s > 0:
+            self.signal(run, _POLITE)
+        elif child.kill_at <= now:
+            self.signal(run, (signal.SIGKILL,))
+
+    def signal(self, run: int, signals: tuple[signal.Signals, ...], *, whole_tree: bool = True) -> None:
+        """Send the signals to the run's processes, or to its first alone."""
+        child = self.live[run]
+        if whole_tree:
+            for pid in tree.members({child.spec.mark}).get(child.spec.mark, ()):
+                tree.send(child.spec.mark, pid, signals)
+        elif child.exit is None:  # not reaped yet, so the pid is its own
+            for number in signals:
+                os.kill(child.pid, number)
+
+    def due(self) -> float:
+        """Return the monotonic time at which `settle` has something to do; infinity when it has nothing."""
+        return min((child.probe_at for child in self.live.values()), default=math.inf)
+
+    def settle(self) -> list[Child]:
+        """Do what is due: kill what outlived its grace. Return the runs of which nothing is left any more."""
+        now = time.monotonic()
+        due = [child for child in self.live.values() if child.probe_at <= now]
+        if not due:
+            return []
+        alive = tree.members({child.spec.mark for child in due})
+        return [child for child in due if self._settle_one(child, alive.get(child.spec.mark, []), now)]
+
+    def _settle_one(self, child: Child, alive: list[int], now: float) -> bool:
+        if child.exit and not alive:
+            del self.live[child.spec.run]
+            self.exits[child.spec.run] = child.exit
+            return True
+        if child.exit and not child.leftover:
+            child.leftover = len(alive)
+            child.exit = replace(child.exit, leftover=child.leftover)
+        if child.exit and child.kill_at == math.inf:
+            self.end(child.spec.run, child.spec.kill_grace)
+        elif child.kill_at <= now:
+            for pid in alive:
+                tree.send(child.spec.mark, pid, (signal.SIGKILL,))
+        child.probe_s = min(child.probe_s * 2, _PROBE_MAX_S)
+        child.probe_at = now + child.probe_s
+        if child.kill_at > now:
+            child.probe_at = min(child.probe_at, child.kill_at)
+        return False
+
+
+def _record(child: Child, status: int, usage: resource.struct_rusage) -> ExitRecord:
+    ended_mono = time.monotonic()
+    ended_at = time.time()
+    return ExitRecord(
+        run=child.spec.run,
+        job=child.spec.job,
+        pid=child.pid,
+        code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+        signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        core=os.WCOREDUMP(status),
+        at=ended_at,
+        wall_s=ended_at - child.started_at,
+        mono_s=ended_mono - child.started_mono,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_rss_bytes=usage.ru_maxrss * 1024,
+        leftover=0,
+    )

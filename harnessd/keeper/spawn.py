@@ -1,0 +1,258 @@
+"""After the fork: what turns a copy of the keeper into a run, and the end of one.
+
+Nothing here returns into the keeper: every path leads to execve(2) or to os._exit(2).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import errno
+import fcntl
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from harnessd import tree
+from harnessd.errors import SpawnFailed
+from harnessd.job import pulse
+from harnessd.job.conduct import Ends, conduct
+from harnessd.job.journal import Journal
+from harnessd.keeper.children import Child
+from harnessd.wire import RunSpec
+
+_HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
+_PR_SET_PDEATHSIG = 1
+_EXIT_CANNOT_EXECUTE = 126  # as a shell says it
+_EXIT_NOT_FOUND = 127
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pristine:
+    """How the process was before the keeper changed it for itself, so that a run finds it so."""
+
+    keeper_pid: int
+    handlers: dict[int, Any]
+    nofile: tuple[int, int]
+    own_fds: Callable[[], Iterable[int]]  # what the keeper has open
+    job: object | None  # in single job mode: what the user's script handed to main()
+    script: bool  # in single job mode: the process is a copy of the user's script
+
+
+def fork(spec: RunSpec, before: Pristine) -> Child:
+    """Make the run's descriptors and fork it. Raise SpawnFailed when the system refuses."""
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise SpawnFailed(f"cannot start {spec.job!r}: the keeper has more than one thread, a fork would be unsafe")
+    opened: list[int] = []
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        opened += (mailbox := ours.detach(), run_mailbox := theirs.detach())
+        opened.append(page := pulse.create())
+        opened.append(journal := _open_to_append(spec.journal, spec))
+        if spec.output:
+            opened.append(_open_to_append(spec.output, spec))
+        started_at, started_mono = time.time(), time.monotonic()
+        pid = _fork_into(spec, Ends(run_mailbox, page, journal, opened[4] if spec.output else None), before, opened)
+    except OSError as error:
+        for fd in opened:
+            os.close(fd)
+        raise SpawnFailed(f"cannot start {spec.job!r}: {_reason(error)}") from error
+    for fd in set(opened) - {mailbox, page}:
+        os.close(fd)
+    return Child(spec, pid, started_at, started_mono, tree.start_ticks(pid), mailbox, page)
+
+
+def _open_to_append(path: str, spec: RunSpec) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if spec.uid is not None:
+        os.fchown(fd, spec.uid, -1 if spec.gid is None else spec.gid)
+    return fd
+
+
+def _fork_into(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in the run
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which was looked for
+            pid = os.fork()
+        if pid == 0:
+            become(spec, ends, before, opened)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
+
+
+def become(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -> NoReturn:
+    """Turn this process, just forked, into the run."""
+    journal = None
+    try:
+        os.setsid()
+        ends = _place_fds(ends, [*before.own_fds(), *opened])
+        journal = Journal(ends.journal, ends.pulse, spec.journal_max_bytes)
+        _set_identity(spec, before)
+        _restore_signals(before)
+        if spec.command or spec.python:
+            _execute(spec, ends)
+        _become_python(spec, before)
+    except BaseException as error:  # this is still the keeper's copy: nothing may travel up its stack
+        why = f"cannot start {spec.job!r}: {_reason(error)}"
+        _say(f"harnessd: {why}")
+        if journal:
+            journal.error(why)
+        os._exit(_EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else _EXIT_CANNOT_EXECUTE)
+    conduct(spec, ends, journal, before.job)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or repr(error)
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(2, text.encode(errors="replace") + b"\n")
+    except OSError:
+        pass  # nobody reads the job's stderr; the journal has it too
+
+
+def _place_fds(ends: Ends, open_fds: list[int]) -> Ends:
+    keep = {ends.mailbox, ends.pulse, ends.journal, ends.output}
+    for low, high in _stretches(fd for fd in open_fds if fd not in keep):
+        os.closerange(low, high)
+    if ends.output is not None:
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0, inheritable=True)
+        os.dup2(ends.output, 1, inheritable=True)
+        os.dup2(ends.output, 2, inheritable=True)
+        for fd in {null, ends.output} - {0, 1, 2}:
+            os.close(fd)
+    placed = [_lift(fd) for fd in (ends.mailbox, ends.pulse, ends.journal)]
+    return Ends(*placed)
+
+
+def _stretches(fds: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the runs of consecutive numbers as half-open ranges, since closing a range is one system call."""
+    found: list[tuple[int, int]] = []
+    for fd in sorted(fds):
+        if found and found[-1][1] == fd:
+            found[-1] = (found[-1][0], fd + 1)
+        else:
+            found.append((fd, fd + 1))
+    return found
+
+
+def _lift(fd: int) -> int:
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EMFILE):  # a lower limit than usual: it stays where it is
+            raise
+        return fd
+    os.close(fd)
+    return high
+
+
+def _set_identity(spec: RunSpec, before: Pristine) -> None:
+    tree.wear(spec.mark)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before.nofile)
+    for name, value in spec.limits.items():
+        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        hard = resource.getrlimit(number)[1]
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (limit, limit))
+    if spec.nice:
+        os.nice(spec.nice)
+    if spec.umask is not None:
+        os.umask(spec.umask)
+    if spec.gid is not None:
+        os.setgroups(spec.groups)
+        os.setgid(spec.gid)
+    if spec.uid is not None:
+        os.setuid(spec.uid)
+    if spec.cwd:
+        os.chdir(spec.cwd)
+    die_with(before.keeper_pid)  # last, since a change of user clears it
+
+
+def die_with(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it ended before the call
+        os._exit(1)
+
+
+def _restore_signals(before: Pristine) -> None:
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.handlers.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _execute(spec: RunSpec, ends: Ends) -> NoReturn:
+    env = dict(os.environ if spec.env is None else spec.env)
+    env |= {"HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(ends.mailbox)}
+    os.set_inheritable(ends.mailbox, True)
+    argv = [*spec.command, *spec.args]
+    if spec.python:
+        os.set_blocking(ends.mailbox, False)
+        handed = os.memfd_create("harnessd-run", 0)
+        os.write(
+            handed, json.dumps({"spec": spec.to_frame(), "fds": [ends.mailbox, ends.pulse, ends.journal]}).encode()
+        )
+        for fd in (ends.pulse, ends.journal):
+            os.set_inheritable(fd, True)
+        argv = [spec.python, str(Path(__file__).with_name("bootstrap.py")), str(handed)]
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python itself, not by what is executed here
+        signal.signal(number, signal.SIG_DFL)
+    os.execvpe(argv[0], argv, env)
+
+
+def _become_python(spec: RunSpec, before: Pristine) -> None:
+    if before.script:
+        _forget_exit_functions()
+        return
+    _set_title(f"harnessd: {spec.job}")
+    if spec.env is not None:
+        os.environ.clear()
+        os.environ.update(spec.env)
+        time.tzset()
+    os.environ["HARNESS_JOURNAL"] = spec.journal
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+    sys.modules["__main__"] = ModuleType("__main__")
+    gc.enable()
+
+
+def _set_title(title: str) -> None:
+    try:
+        from setproctitle import setproctitle
+    except ImportError:  # in an interpreter of the job's own: it keeps its own title
+        return
+    setproctitle(title)
+
+
+def _forget_exit_functions() -> None:
+    """Leave out what the user's script registered for its own end, keep what belongs to libraries (as CPython's
+    multiprocessing does since 3.13)."""
+    atexit._clear()
+    if logging := sys.modules.get("logging"):
+        atexit.register(logging.shutdown)
+    if util := sys.modules.get("multiprocessing.util"):
+        atexit.register(util._exit_function)

@@ -1,0 +1,1 @@
+"""The replaceable process: policy, history and the one stateful object, the supervisor."""

@@ -1,0 +1,79 @@
+"""What waits to be committed, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from harnessd.server.records import Event, Sample
+from harnessd.server.writer import Item, Lines
+
+MOST_RECORDS = 100_000  # that wait while the database fails
+LINES_A_BATCH = 20_000  # about
+
+# A future is a flush: all before it is committed. An exception is what a reader of the database met.
+Waiting = Item | Future[None] | Exception
+
+
+class Backlog:
+    """Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self.lines = 0  # of journals, that wait
+        self.dropped = 0  # records for which there was no room
+        self.last_event = 0  # the highest id that was given
+        self._queue: deque[Waiting] = deque()
+        self._singly = 0  # so many at the front come in batches of one
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, item: Waiting) -> None:
+        self._queue.append(item)
+        self._count(item, 1)
+        if len(self._queue) > MOST_RECORDS:
+            self._shed()
+
+    def put_back(self, items: Sequence[Waiting], singly: bool = False) -> None:
+        """Put the items before all others; with `singly` each of them will be a batch of its own."""
+        self._queue.extendleft(reversed(items))
+        for item in items:
+            self._count(item, 1)
+        self._singly = len(items) if singly else 0
+
+    def take(self) -> list[Waiting]:
+        """Return the next batch. Its events have their ids from now on, also when they are put back."""
+        batch: list[Waiting] = []
+        room = 1 if self._singly else LINES_A_BATCH
+        self._singly = max(0, self._singly - 1)
+        while self._queue and room > 0:
+            item = self._queue.popleft()
+            if isinstance(item, Event) and not item.id:
+                self.last_event += 1
+                item = replace(item, id=self.last_event)
+            room -= 1 - self._count(item, -1)
+            batch.append(item)
+        return batch
+
+    def drain(self) -> Iterable[Waiting]:
+        """Return all that waits, for good."""
+        items, self._queue, self.lines = list(self._queue), deque(), 0
+        return items
+
+    def is_urgent(self) -> bool:
+        return self._singly > 0
+
+    def _count(self, item: Waiting, sign: int) -> int:
+        lines = sign * len(item.lines) if isinstance(item, Lines) else 0
+        self.lines += lines
+        return lines
+
+    def _shed(self) -> None:
+        """Make room: samples go first, then the oldest events."""
+        samples = [item for item in self._queue if isinstance(item, Sample)]
+        events = [item for item in self._queue if isinstance(item, Event)]
+        doomed = {id(item) for item in [*samples, *events][: MOST_RECORDS // 10]}
+        self._queue = deque(item for item in self._queue if id(item) not in doomed)
+        self.dropped += len(doomed)

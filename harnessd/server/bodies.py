@@ -1,0 +1,108 @@
+"""What the routes answer about a job, as plain data."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from harnessd import __version__
+from harnessd.server.entry import Entry, iso
+from harnessd.wire import merged
+
+
+def heartbeat(entry: Entry) -> dict[str, Any]:
+    """Return all that is known from outside, without asking the job; figures are at most a second old."""
+    live, status = entry.live, entry.last_status
+    figures = live.sampler.sample() if live else None
+    now = time.time()
+    return {
+        "job": entry.name,
+        "state": entry.job.state,
+        "want": entry.job.want,
+        "alive": live is not None,
+        "pid": live.info.pid if live else None,
+        "run": live.run if live else None,
+        "uptime_s": round(live.uptime_s(), 3) if live else None,
+        "restarts": entry.job.restarts,
+        "process": figures.shown() if figures else None,
+        "pulse": live.pulse() if live else None,
+        "status_age_s": round(now - status.at_us / 1e6, 3) if status else None,
+        "mailbox": {"waiting": len(live.unread) + len(entry.outbox) if live else len(entry.outbox)},
+        "last_exit": entry.last_exit.shown() if entry.last_exit else None,
+        "time": iso(now),
+    }
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """Return the job's line in the list of all."""
+    return {
+        "name": entry.name,
+        "state": entry.job.state,
+        "want": entry.job.want,
+        "pid": entry.live.info.pid if entry.live else None,
+        "uptime_s": round(entry.live.uptime_s(), 3) if entry.live else None,
+        "restarts": entry.job.restarts,
+        "last_exit": entry.last_exit.shown() if entry.last_exit else None,
+        "tags": list(entry.definition.tags),
+    }
+
+
+def whole(entry: Entry) -> dict[str, Any]:
+    """Return the job in full, its spec without secrets."""
+    return {
+        **heartbeat(entry),
+        "name": entry.name,
+        "tags": list(entry.definition.tags),
+        "spec": entry.definition.shown,
+        "problems": entry.problems,
+        "config": config(entry),
+        "status": status(entry),
+    }
+
+
+def config(entry: Entry) -> dict[str, Any]:
+    """Return the config from the file, the overrides, and both merged."""
+    return {
+        "job": entry.name,
+        "file": dict(entry.definition.config),
+        "overrides": entry.overrides,
+        "effective": merged(entry.definition.config, entry.overrides),
+    }
+
+
+def status(entry: Entry) -> dict[str, Any]:
+    """Return the last status; `status` is None and so is the rest when there was none."""
+    line = entry.last_status
+    return {
+        "job": entry.name,
+        "run": line.run if line else None,
+        "seq": line.seq if line else None,
+        "at": iso(line.at_us / 1e6) if line else None,
+        "status": json.loads(line.text) if line else None,
+    }
+
+
+def health(
+    entries: Iterable[Entry], *, keeper_pid: int, server_starts: int, storage: Callable[[], dict[str, Any]]
+) -> Callable[[], dict[str, Any]]:
+    """Return what tells the daemon's own health; `status` is "ok" or what is wrong."""
+    since = time.monotonic()
+
+    def told() -> dict[str, Any]:
+        stored = storage()
+        return {
+            "status": "ok" if stored["ok"] else "storage",
+            "server_pid": os.getpid(),
+            "keeper_pid": keeper_pid,
+            "server_starts": server_starts,
+            "uptime_s": round(time.monotonic() - since, 3),
+            "version": __version__,
+            "jobs": dict(Counter(entry.job.state for entry in entries)),
+            "storage": stored,
+        }
+
+    return told

@@ -1,0 +1,74 @@
+"""What was wanted of the jobs, read before SQLAlchemy is imported: the runs are asked for while it loads."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from harnessd.server.records import JobRow, Loaded, RunStarted
+
+BUSY_MS = 1000
+
+Execute = Callable[[str], Iterable[Sequence[Any]]]
+
+_JOB = [field.name for field in fields(JobRow)]
+_RUN = [field.name for field in fields(RunStarted)]
+_JOBS = f"SELECT {', '.join(_JOB)} FROM job ORDER BY name"
+_RUNS = (
+    f"SELECT ended_us, {', '.join('job.name' if name == 'job' else f'run.{name}' for name in _RUN)} "
+    "FROM run JOIN job ON job.id = run.job_id WHERE NOT run.journal_done ORDER BY run.id"
+)
+
+
+def load_fast(path: str | os.PathLike[str]) -> Loaded:
+    """Return what the SQLite database says; `error` is set, and all else empty, when it cannot be read."""
+    if not os.path.exists(path):
+        return Loaded()
+    try:
+        return _load(Path(path), "mode=rw")
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return Loaded()  # just made, nothing in it
+        return _load_unwritable(path, error)
+    except sqlite3.Error as error:
+        return Loaded(error=str(error))
+
+
+def read(execute: Execute) -> Loaded:
+    """Return what the database behind `execute` says."""
+    rows = [(row[0], RunStarted(*row[1:])) for row in execute(_RUNS)]
+    return Loaded(
+        jobs=tuple(_job(row) for row in execute(_JOBS)),
+        runs=tuple(run for ended, run in rows if ended is None),
+        unread=tuple(run for ended, run in rows if ended is not None),
+        last_run=_one(execute("SELECT max(id) FROM run")),
+        last_event=_one(execute("SELECT max(id) FROM event")),
+    )
+
+
+def _load_unwritable(path: str | os.PathLike[str], cause: sqlite3.Error) -> Loaded:
+    try:
+        return _load(Path(path), "immutable=1")  # a read-only filesystem has no room for the WAL's index
+    except sqlite3.Error:
+        return Loaded(error=str(cause))
+
+
+def _load(path: Path, how: str) -> Loaded:
+    uri = f"{path.absolute().as_uri()}?{how}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_MS / 1000, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        return read(connection.execute)
+
+
+def _job(row: Sequence[Any]) -> JobRow:
+    job = dict(zip(_JOB, row, strict=True))
+    return JobRow(**{**job, "ever_up": bool(job["ever_up"])})
+
+
+def _one(rows: Iterable[Sequence[Any]]) -> int:
+    return next(iter(rows))[0] or 0

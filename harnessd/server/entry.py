@@ -1,0 +1,191 @@
+"""What the supervisor holds of a job beside its policy: the live run, the unread commands, what it last said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harnessd.errors import MailboxClosed, MailboxFull, TooLarge
+from harnessd.job.pulse import POLLS, WAITING
+from harnessd.server import policy
+from harnessd.server.definition import Definition
+from harnessd.server.host import LiveRun
+from harnessd.server.procstat import Sampler
+from harnessd.server.records import JobRow
+from harnessd.server.tape import Line
+from harnessd.states import Command, ExitReason, State
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a run ended."""
+
+    run: int
+    code: int | None
+    signal: int | None
+    reason: ExitReason
+    at: float  # epoch seconds
+    error: str | None = None  # what the job said of it, as JSON text or plain
+
+    @property
+    def in_words(self) -> str:
+        if self.signal is not None:
+            return f"{self.reason}: signal {_signal_name(self.signal)}"
+        return f"{self.reason}: exit code {self.code}" if self.code is not None else str(self.reason)
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "code": self.code,
+            "signal": self.signal and _signal_name(self.signal),
+            "reason": self.reason,
+            "at": iso(self.at),
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A command that the run has not read yet; `read` becomes True when it has, False when it ended before."""
+
+    id: int
+    command: Command
+    data: Any
+    actor: str
+    at_us: int
+    read: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def tell(self, read: bool) -> None:
+        if not self.read.done():
+            self.read.set_result(read)
+
+
+class Live:
+    """A run that has processes."""
+
+    def __init__(self, info: LiveRun) -> None:
+        self.info = info
+        self.run = info.run
+        self.unread: dict[int, Unread] = {}
+        self.unfollowed: tuple[int, int] | None = None  # offset and lines, until its journal is read
+        self.error: str | None = None
+        self.sampler = Sampler(info.pid)
+        self._polls = 0
+        self._polled_at = time.monotonic()
+
+    def send(self, job: str, packet: bytes, state: State) -> None:
+        """Put a command into the mailbox. Raises MailboxFull, MailboxClosed, TooLarge."""
+        try:
+            written = os.write(self.info.mailbox, packet)
+        except BlockingIOError:
+            raise MailboxFull(
+                f"cannot send to {job!r}: its mailbox is full, {len(self.unread)} commands are unread",
+                job=job,
+                state=state,
+            ) from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise MailboxClosed(f"cannot send to {job!r}: it has closed its mailbox", job=job, state=state) from None
+        except OSError as error:
+            raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None
+        assert written == len(packet)
+
+    def uptime_s(self) -> float:
+        """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.info.start_ticks / _TICKS_PER_S)
+
+    def look_at_pulse(self) -> None:
+        """Note whether the run has polled since the last look."""
+        polls = self.info.page[POLLS]
+        if polls != self._polls or self.info.page[WAITING]:
+            self._polls, self._polled_at = polls, time.monotonic()
+
+    def pulse(self) -> dict[str, Any]:
+        """Return how often the run polled and how long ago; `age_s` is None for one that never did."""
+        self.look_at_pulse()
+        waiting = bool(self.info.page[WAITING])
+        age_s = round(time.monotonic() - self._polled_at, 3) if self._polls else None
+        return {"polls": self._polls, "age_s": age_s, "waiting": waiting}
+
+    def close(self) -> None:
+        os.close(self.info.mailbox)
+        self.info.page.release()
+
+
+class Entry:
+    """A job. Only the supervisor changes one."""
+
+    def __init__(self, definition: Definition, overrides: Mapping[str, Any]) -> None:
+        self.definition = definition
+        self.overrides = dict(overrides)
+        self.job = policy.Job()
+        self.live: Live | None = None
+        self.spawning = False
+        self.end_with_s: float | None = None  # the run is to be ended as soon as there is one, with this grace
+        self.outbox: list[tuple[Unread, bytes]] = []  # for the run that is being forked
+        self.timer: asyncio.TimerHandle | None = None
+        self.last_status: Line | None = None
+        self.last_exit: Exit | None = None
+        self.problems: list[str] = []  # its file is broken; what runs is as it was before
+        self._gone: asyncio.Future[None] | None = None
+        self._spawned: asyncio.Future[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def gone(self) -> asyncio.Future[None]:
+        """Return what is done when nothing is left of the run."""
+        if self._gone is None or self._gone.done():
+            self._gone = asyncio.get_running_loop().create_future()
+        return self._gone
+
+    def told_gone(self) -> None:
+        if self._gone and not self._gone.done():
+            self._gone.set_result(None)
+
+    def spawned(self) -> asyncio.Future[None]:
+        """Return what is done when the run is a process, or could not become one."""
+        if self._spawned is None or self._spawned.done():
+            self._spawned = asyncio.get_running_loop().create_future()
+        return self._spawned
+
+    def told_spawned(self) -> None:
+        if self._spawned and not self._spawned.done():
+            self._spawned.set_result(None)
+
+    def row(self, now_us: int) -> JobRow:
+        """Return what is kept of the job."""
+        return JobRow(
+            name=self.name,
+            spec=json.dumps(self.definition.shown, default=str),
+            digest=self.definition.digest,
+            want=self.job.want,
+            state=self.job.state,
+            changed_us=now_us,
+            overrides=json.dumps(self.overrides),
+            restarts=self.job.restarts,
+            ever_up=self.job.proven,
+            failures=self.job.failures,
+        )
+
+
+def iso(at: float) -> str:
+    """Return the time in ISO 8601, UTC, with microseconds."""
+    whole, part = divmod(int(at * 1e6), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{part:06d}Z"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name of its own
+        return f"SIG{number}"
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,53 @@
+"""Where runs live, as the supervisor sees it. The keeper on this machine is one such place."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harnessd.wire import ExitRecord, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A run that has processes. (pid, start_ticks) is its identity."""
+
+    run: int
+    job: str
+    mark: int
+    pid: int
+    start_ticks: int
+    started_at: float  # wall clock, epoch seconds
+    journal: str
+    ending: bool
+    mailbox: int  # descriptor, ours to close
+    page: memoryview  # its pulse
+
+
+@dataclass(slots=True)
+class Inventory:
+    """What a host holds when a server comes to it."""
+
+    live: list[LiveRun] = field(default_factory=list)
+    exits: list[ExitRecord] = field(default_factory=list)
+    stored: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Host(Protocol):
+    """Spawns, signals and ends runs, and says how they ended."""
+
+    on_exit: Callable[[ExitRecord], None]
+
+    async def spawn(self, spec: RunSpec) -> LiveRun:
+        """Return the run once it is a process; raise SpawnFailed."""
+
+    def end(self, run: int, grace_s: float) -> None:
+        """Have the run's tree ended: SIGTERM, and SIGKILL after the grace. `on_exit` tells when nothing is left."""
+
+    def signal(self, run: int, number: signal.Signals) -> None:
+        """Send a signal to the run's whole tree."""
+
+    def acknowledge(self, run: int) -> None:
+        """Let the host forget how the run ended."""

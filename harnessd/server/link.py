@@ -1,0 +1,172 @@
+"""The server's end of the keeper's control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from harnessd.errors import KeeperLost, SpawnFailed, WireError
+from harnessd.job import pulse
+from harnessd.server.host import Inventory, LiveRun
+from harnessd.wire import PROTOCOL, ExitRecord, Frame, FrameReader, RunSpec, pack_frame
+
+
+class Link:
+    """Speaks with the keeper. Use it in the event loop; every callback runs there."""
+
+    def __init__(self, control: socket.socket) -> None:
+        control.setblocking(False)
+        self._control = control
+        self._reader = FrameReader()
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._ids = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[tuple[Frame, list[int]]]] = {}
+        self._hello: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._inventory: Inventory | None = None  # while a list is being told
+        self.lost = asyncio.Event()
+        self.on_exit: Callable[[ExitRecord], None] = lambda _: None
+        self.on_reload: Callable[[], None] = lambda: None
+        self.on_ending: Callable[[], None] = lambda: None
+        asyncio.get_running_loop().add_reader(control, self._on_readable)
+
+    async def hello(self) -> Frame:
+        """Return the keeper's greeting: protocol, version, pid, server_starts, ending. Raise WireError, KeeperLost."""
+        hello = await self._hello
+        if hello.get("protocol") != PROTOCOL:
+            raise WireError(
+                f"cannot work with the keeper: it speaks protocol {hello.get('protocol')}, this server {PROTOCOL}; "
+                "start the daemon anew"
+            )
+        return hello
+
+    async def inventory(self) -> Inventory:
+        """Return what the keeper holds."""
+        self._inventory = found = Inventory()
+        await self._ask({"op": "list"})
+        self._inventory = None
+        return found
+
+    async def spawn(self, spec: RunSpec) -> LiveRun:
+        reply, fds = await self._ask({"op": "spawn", "spec": spec.to_frame()})
+        if "error" in reply:
+            raise SpawnFailed(reply["error"])
+        return _live_run(reply, fds)
+
+    def end(self, run: int, grace_s: float) -> None:
+        self._tell({"op": "end", "run": run, "grace": grace_s})
+
+    def signal(self, run: int, number: signal.Signals) -> None:
+        self._tell({"op": "signal", "run": run, "signals": [number], "tree": True})
+
+    def acknowledge(self, run: int) -> None:
+        self._tell({"op": "ack", "run": run})
+
+    def store(self, name: str, fds: list[int]) -> None:
+        """Have the keeper hold copies of the descriptors for the next server; none lets it drop what it holds."""
+        self._tell({"op": "store", "name": name}, fds)
+
+    def ready(self) -> None:
+        """Say that this server serves."""
+        self._tell({"op": "ready"})
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._control)
+        asyncio.get_running_loop().remove_writer(self._control)
+        self._control.close()
+
+    async def _ask(self, frame: Frame) -> tuple[Frame, list[int]]:
+        if self.lost.is_set():
+            raise KeeperLost("cannot reach the keeper: it is gone")
+        number = next(self._ids)
+        reply: asyncio.Future[tuple[Frame, list[int]]] = asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        self._tell(frame | {"id": number})
+        return await reply
+
+    def _tell(self, frame: Frame, fds: Iterable[int] = ()) -> None:
+        fds = [os.dup(fd) for fd in fds]
+        self._unsent.append((pack_frame(frame | {"fds": len(fds)}), fds))
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                data, fds = self._unsent[0]
+                sent = socket.send_fds(self._control, [data], fds) if fds else self._control.send(data)
+                for fd in fds:
+                    os.close(fd)
+                self._unsent[0] = (data[sent:], [])
+                if sent == len(data):
+                    self._unsent.popleft()
+        except BlockingIOError:
+            asyncio.get_running_loop().add_writer(self._control, self._flush)
+            return
+        except OSError:
+            self._unsent.clear()  # the keeper is gone; the reading side says so
+        asyncio.get_running_loop().remove_writer(self._control)
+
+    def _on_readable(self) -> None:
+        try:
+            alive = self._reader.receive(self._control)
+            while found := self._reader.next():
+                self._on_frame(*found)
+        except BlockingIOError:
+            return
+        except WireError:
+            alive = False
+        if not alive:
+            self._on_lost()
+
+    def _on_lost(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._control)
+        self.lost.set()
+        error = KeeperLost("the keeper is gone")
+        waiting: asyncio.Future[Any]
+        for waiting in (self._hello, *self._replies.values()):
+            if not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()  # seen, also when nobody awaits it
+        self._replies.clear()
+
+    def _on_frame(self, frame: Frame, fds: list[int]) -> None:
+        if "re" in frame:
+            reply = self._replies.pop(frame["re"], None) if frame["re"] is not None else None
+            if reply and not reply.done():
+                reply.set_result((frame, fds))
+            return
+        match frame.get("event"):
+            case "hello" if not self._hello.done():
+                self._hello.set_result(frame)
+            case "child" if self._inventory is not None:
+                self._inventory.live.append(_live_run(frame, fds))
+            case "stored" if self._inventory is not None:
+                self._inventory.stored[frame["name"]] = fds
+            case "exit":
+                record = ExitRecord.from_frame(_without(frame, "event", "fds"))
+                if self._inventory is not None:
+                    self._inventory.exits.append(record)
+                else:
+                    self.on_exit(record)
+            case "reload":
+                self.on_reload()
+            case "ending":
+                self.on_ending()
+
+
+def _live_run(frame: Frame, fds: list[int]) -> LiveRun:
+    mailbox, page = fds
+    try:
+        view = pulse.attach(page)
+    finally:
+        os.close(page)
+    return LiveRun(**_without(frame, "event", "fds", "re"), mailbox=mailbox, page=view)
+
+
+def _without(frame: Frame, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in frame.items() if key not in keys}

@@ -1,0 +1,100 @@
+"""Where the daemon keeps its files: what lasts, and what lives in memory."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from harnessd.errors import AlreadyRunning, HarnessError
+
+_MEMORY = frozenset({"tmpfs", "ramfs"})
+_SCRIPT = "script-"
+
+
+def state_dir(configured: Path | None) -> Path:
+    """Return the directory of what lasts: as configured, /var/lib/harnessd as root, else $XDG_STATE_HOME/harnessd."""
+    if configured:
+        return configured
+    if os.geteuid() == 0:
+        return Path("/var/lib/harnessd")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "harnessd"
+
+
+def runtime_dir(configured: Path | None) -> Path:
+    """Return the directory of the journals: as configured, else the first usual one that lies in memory."""
+    if configured:
+        return configured
+    usual = [Path("/run/harnessd")] if os.geteuid() == 0 else []
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        usual.append(Path(runtime) / "harnessd")
+    in_memory = (path for path in usual if os.access(path.parent, os.W_OK) and _lies_in_memory(path.parent))
+    return next(in_memory, Path(f"/dev/shm/harnessd-{os.geteuid()}"))
+
+
+def _lies_in_memory(path: Path) -> bool:
+    best, found = "", ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            mount, _, device = line.partition(" - ")
+            point = mount.split()[4]
+            if len(point) >= len(best) and os.path.commonpath([point, path.resolve()]) == point:
+                best, found = point, device.split()[0]
+    return found in _MEMORY
+
+
+def of_daemon(runtime: Path, state: Path) -> Path:
+    """Return the daemon's own part of the runtime directory: two daemons of one user have two state directories."""
+    return runtime / hashlib.blake2s(os.fsencode(state.resolve()), digest_size=8).hexdigest()
+
+
+def of_script(runtime: Path) -> tuple[Path, int]:
+    """Return a script's own part of the runtime directory, and the lock on it; what dead scripts left is removed."""
+    make_private(runtime, traversable=True)
+    for left in runtime.glob(f"{_SCRIPT}*"):
+        try:
+            os.close(lock(left))
+        except (AlreadyRunning, OSError):
+            continue  # it is in use, or being removed by another
+        shutil.rmtree(left, ignore_errors=True)
+    folder = runtime / f"{_SCRIPT}{os.getpid()}"
+    make_private(folder, traversable=True)
+    return folder, lock(folder)
+
+
+def make_private(folder: Path, *, traversable: bool = False) -> None:
+    """Make the directory ours alone; with `traversable`, jobs of other users reach the files in it that are theirs.
+
+    Raises HarnessError when it is somebody else's.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
+            raise HarnessError(f"cannot use {folder}: it belongs to another user")
+        wanted = 0o711 if traversable else 0o700
+        if stat.S_IMODE(found.st_mode) != wanted and found.st_uid == os.geteuid():
+            folder.chmod(wanted)
+    except OSError as error:
+        raise HarnessError(f"cannot use {folder}: {error.strerror}") from error
+
+
+def lock(folder: Path) -> int:
+    """Lock the directory. Return the descriptor that holds the lock; raise AlreadyRunning, naming who has it."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise AlreadyRunning(f"cannot use {folder}: the harnessd with pid {holder} holds it") from None
+    return fd
+
+
+def sign_lock(fd: int, pid: int) -> None:
+    """Write who holds the lock."""
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{pid}\n".encode(), 0)

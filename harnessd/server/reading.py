@@ -1,0 +1,215 @@
+"""Reads the journals of the runs: at once when one is written to, at most every 50 ms, each line once.
+
+A journal is watched with a one-shot inotify watch that is renewed after each reading. So a job that writes without a
+pause pays for waking the server twenty times a second and not once a line, and a thousand jobs that write nothing cost
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inotify_simple import INotify, flags
+
+from harnessd.server.tape import Line, Tape
+
+PAUSE_S = 0.05  # the least time between two readings of one journal
+_RETRY_S = 1.0  # until what could not be stored is read again
+_CHUNK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+class LineStore(Protocol):
+    """Where lines are stored, together with how far the journal has been read."""
+
+    def put_lines(self, run: int, lines: list[Line], offset: int, lines_count: int) -> Future[None]: ...
+
+
+@dataclass(slots=True)
+class _Journal:
+    run: int
+    path: Path
+    tape: Tape
+    on_lines: Callable[[list[Line]], None]
+    watch: int = -1
+    read_at: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+    on_end: Callable[[], None] | None = None  # the run has ended
+    ended: bool = False  # and its last line was read
+    stored: tuple[int, int] = (0, 0)  # offset and lines that are committed
+    pending: int = 0  # batches on their way to the store
+    behind: bool = False  # a batch was not stored; all from `stored` on is to be read again
+
+
+class Reader:
+    """Follows every run's journal. Without a store, what was read is given back at once."""
+
+    def __init__(self, store: LineStore | None, on_stored: Callable[[int], None]) -> None:
+        self._store = store
+        self._on_stored = on_stored  # the journal of a run that has ended is stored to its last line
+        self._journals: dict[int, _Journal] = {}
+        self._by_watch: dict[int, _Journal] = {}
+        self._inotify = INotify(nonblocking=True)
+        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_events)
+
+    def follow(self, run: int, tape: Tape, path: Path, on_lines: Callable[[list[Line]], None]) -> None:
+        """Read the run's journal from where the tape stands."""
+        journal = _Journal(run, path, tape, on_lines, stored=(tape.offset, tape.lines))
+        self._journals[run] = journal
+        self._read(journal)
+
+    def finish(self, run: int, on_end: Callable[[], None]) -> None:
+        """Read to the end, as the run has ended; then call `on_end`."""
+        journal = self._journals.get(run)
+        if journal is None:
+            on_end()
+            return
+        journal.on_end = on_end
+        self._read(journal)
+
+    def backlog_bytes(self, run: int) -> int:
+        """Return how much of the run's journal is not read yet."""
+        journal = self._journals.get(run)
+        return journal.tape.backlog_bytes() if journal else 0
+
+    def close(self) -> None:
+        """Stop reading. What was not read stays in the journals for the next server."""
+        asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+        self._inotify.close()
+        for journal in self._journals.values():
+            if journal.timer:
+                journal.timer.cancel()
+        self._journals.clear()
+
+    def _on_events(self) -> None:
+        now = time.monotonic()
+        for event in self._inotify.read(timeout=0):
+            journal = self._by_watch.pop(event.wd, None) if event.mask & flags.MODIFY else None
+            if journal:
+                journal.watch = -1
+                self._later(journal, max(0.0, journal.read_at + PAUSE_S - now))
+
+    def _later(self, journal: _Journal, delay_s: float) -> None:
+        if journal.timer is None and not journal.ended:
+            loop = asyncio.get_running_loop()
+            journal.timer = loop.call_later(delay_s, self._read, journal)
+
+    def _read(self, journal: _Journal) -> None:
+        """Read one chunk, and come back for more."""
+        if journal.timer:
+            journal.timer.cancel()
+            journal.timer = None
+        if journal.ended:
+            return
+        journal.read_at = time.monotonic()
+        final = journal.on_end is not None
+        if not final:
+            self._watch(journal)  # before reading, so that a line written meanwhile is told
+        try:
+            offset = journal.tape.offset
+            lines = journal.tape.read(_CHUNK_BYTES, final=final)
+        except OSError as error:
+            self._on_unreadable(journal, error)
+            return
+        if journal.tape.offset != offset:
+            if lines:
+                journal.on_lines(lines)
+            self._hand_over(journal, lines)
+            self._later(journal, 0)
+        elif final:
+            self._end(journal)
+
+    def _on_unreadable(self, journal: _Journal, error: OSError) -> None:
+        _log.error("cannot read the journal of run %s: %s", journal.run, error)
+        if journal.on_end:
+            self._end(journal)
+        else:
+            self._later(journal, _RETRY_S)
+
+    def _watch(self, journal: _Journal) -> None:
+        if journal.watch >= 0:
+            return
+        with suppress(OSError):  # the file was removed: then nothing more comes from it
+            journal.watch = self._inotify.add_watch(journal.path, flags.MODIFY | flags.ONESHOT)
+            self._by_watch[journal.watch] = journal
+
+    def _end(self, journal: _Journal) -> None:
+        journal.ended = True
+        if journal.watch >= 0:
+            with suppress(OSError):
+                self._inotify.rm_watch(journal.watch)
+            self._by_watch.pop(journal.watch, None)
+        assert journal.on_end
+        journal.on_end()
+        self._drop_if_stored(journal)
+
+    # storing
+
+    def _hand_over(self, journal: _Journal, lines: list[Line]) -> None:
+        if self._store is None:
+            journal.tape.give_back(journal.tape.offset)
+        elif not journal.behind:
+            self._put(journal, lines, journal.tape)
+
+    def _put(self, journal: _Journal, lines: list[Line], tape: Tape) -> None:
+        assert self._store
+        reached = (tape.offset, tape.lines)
+        journal.pending += 1
+        loop = asyncio.get_running_loop()
+        future = self._store.put_lines(journal.run, lines, *reached)
+        future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, done))
+
+    def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[None]) -> None:
+        journal.pending -= 1
+        if done.exception() is None:
+            journal.stored = max(journal.stored, reached)
+            journal.tape.give_back(journal.stored[0])
+            if journal.behind and journal.pending == 0:
+                self._catch_up(journal)
+        elif not journal.behind:
+            journal.behind = True
+            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
+        elif journal.pending == 0:
+            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
+        self._drop_if_stored(journal)
+
+    def _catch_up(self, journal: _Journal) -> None:
+        """Read again what was read but not stored; the lines were told already."""
+        if journal.pending or not journal.behind or journal.run not in self._journals:
+            return
+        reached = (journal.tape.offset, journal.tape.lines)
+        if journal.stored >= reached:
+            journal.behind = False
+            self._drop_if_stored(journal)
+            return
+        tape = journal.tape
+        try:
+            tape.rewind(*journal.stored)
+            lines = tape.read(min(_CHUNK_BYTES, reached[0] - journal.stored[0]), final=True)
+            self._put(journal, lines, tape)
+        except OSError as error:
+            self._on_unreadable(journal, error)
+        finally:
+            tape.rewind(*reached)
+
+    def _drop_if_stored(self, journal: _Journal) -> None:
+        if journal.ended and not journal.pending and not journal.behind and journal.run in self._journals:
+            del self._journals[journal.run]
+            journal.tape.close()
+            with suppress(FileNotFoundError):
+                os.unlink(journal.path)
+            self._on_stored(journal.run)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the server ends, and the next one reads it again
+        loop.call_soon_threadsafe(function, *args)

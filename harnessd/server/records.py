@@ -1,0 +1,120 @@
+"""What the store is told and what it tells, as plain records. Standard library only.
+
+Times are whole microseconds since the epoch, lengths are seconds. A job is named; its number in the database is the
+store's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job as it is now. Put again whenever something of it changes; the last one counts."""
+
+    name: str
+    spec: str  # JSON
+    digest: str
+    want: str
+    state: str
+    changed_us: int
+    overrides: str = "{}"  # JSON: the CONFIG that was sent, merged
+    restarts: int = 0
+    ever_up: bool = False
+    failures: int = 0
+    removed_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run and how far its journal has been read. Put again (after an adoption, say) it changes nothing."""
+
+    id: int
+    job: str
+    pid: int
+    start_ticks: int  # the kernel's start time: with the pid, the identity of the process
+    mark: int
+    spec_digest: str
+    started_us: int
+    journal: str  # path
+    journal_offset: int = 0
+    journal_lines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    run: int
+    ended_us: int
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    cpu_s: float | None = None
+    peak_rss_bytes: int | None = None
+    wall_s: float | None = None
+    mono_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalDone:
+    """The run has ended and its journal is stored to the last byte."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. `id` is given by the store when it is committed, and grows."""
+
+    kind: str
+    at_us: int
+    job: str | None = None
+    run: int | None = None
+    actor: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    job: str
+    run: int
+    at_us: int
+    cpu_percent: float
+    rss_bytes: int
+    threads: int
+    fds: int
+
+
+Record = JobRow | RunStarted | RunEnded | JournalDone | Event | Sample
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRow:
+    job: str
+    run: int
+    seq: int
+    at_us: int
+    status: str  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a server that starts has to know. `error` says why it knows nothing."""
+
+    jobs: tuple[JobRow, ...] = ()
+    runs: tuple[RunStarted, ...] = ()  # of which no end is stored
+    unread: tuple[RunStarted, ...] = ()  # ended, but not all of their journal is stored
+    last_run: int = 0
+    last_event: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much history stays."""
+
+    days: float = 90
+    rows: int = 10_000_000  # statuses of one job

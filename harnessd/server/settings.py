@@ -1,0 +1,257 @@
+"""The settings of a daemon (`harnessd.toml`), and of one job harnessed by its own script (`ProcessHarness(config)`)."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from harnessd.errors import ConfigError
+from harnessd.server.nearest import MAX_INT_BITS, printable, problem_lines, shown
+
+MAX_CONFIG_DEPTH = 64
+MAX_SIZE_BYTES = 1 << 62
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_SIZE = re.compile(r"([0-9]{1,18}(?:[.][0-9]{1,6})?) ?([kKmMgGtT][iI]?)?[bB]?")
+_FACTORS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_FACTORS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+
+
+class Table(BaseModel):
+    """A table of a settings or job file: every key known, every type meant, nothing changed afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], where: str, text: str = "", folder: Path | None = None) -> Self:
+        """Return the table that `raw` describes; relative paths in it start at `folder` (default: the cwd).
+
+        Raises ConfigError, each problem beginning with `where` and, when `text` is the file's own, naming its line.
+        """
+        context = {"folder": folder or Path.cwd(), "environ": os.environ}
+        try:
+            return cls.model_validate(dict(raw) if isinstance(raw, Mapping) else raw, context=context)
+        except ValidationError as error:
+            raise ConfigError(problem_lines(error, cls, where, text)) from None
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{shown(name)} is no name: 1 to 64 ASCII letters, digits, '.', '-' and '_', a letter or digit first"
+        )
+    if name == "all":
+        raise ValueError("'all' is no name: it stands for every job")
+    return name
+
+
+def _read_size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise ValueError(f'must be a size in bytes, such as 65536, "10MB" or "64KiB", not {shown(value)}')
+    return int(float(found[1]) * _FACTORS[(found[2] or "").upper()])
+
+
+def absolute(path: str, folder: Path) -> Path:
+    """Return the path as seen from `folder`. Links are followed in the folder only: a venv's python is one."""
+    return Path(os.path.abspath(folder.resolve() / os.path.expanduser(check_text(path))))
+
+
+def check_text(text: str) -> str:
+    """Return the text, which a system call is to take. Raises ValueError when it holds a NUL."""
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
+def _read_folder(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) and not value:
+        raise ValueError("must not be empty")
+    if isinstance(value, str | Path):
+        return absolute(str(value), (info.context or {}).get("folder") or Path.cwd())
+    return value
+
+
+def _check_module(name: str) -> str:
+    if not _MODULE.fullmatch(name):
+        raise ValueError(f'must name modules, such as "numpy", not {shown(name)}')
+    return name
+
+
+def _check_database(url: str) -> str:
+    if not re.match(r"[a-z][a-z0-9+_]*://", url):
+        raise ValueError('must be an SQLAlchemy URL, such as "sqlite:////var/lib/harnessd/harnessd.db"')
+    return url
+
+
+def _check_token(token: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+        raise ValueError("must be of visible ASCII characters without spaces")
+    return token
+
+
+def _check_host(host: str) -> str:
+    if not re.fullmatch(r"[\w.:%-]+", host, re.ASCII):
+        raise ValueError(f'must be an address or a host name, such as "127.0.0.1" or "0.0.0.0", not {shown(host)}')
+    return host
+
+
+def _check_json(table: dict[str, Any]) -> dict[str, Any]:
+    _check_json_value(table, "", MAX_CONFIG_DEPTH)
+    return table
+
+
+def _check_json_value(value: object, key: str, depth: int) -> None:
+    """Raise ValueError for what JSON cannot carry: a job gets its config as JSON."""
+    if depth == 0:
+        raise ValueError(f"is nested deeper than {MAX_CONFIG_DEPTH} levels")
+    match value:
+        case dict():
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise ValueError(f"has a key that is no string: {shown(name)}")
+                _check_json_value(item, f"{key}.{name}", depth - 1)
+        case list() | tuple():
+            for number, item in enumerate(value):
+                _check_json_value(item, f"{key}[{number}]", depth - 1)
+        case int() if value.bit_length() > MAX_INT_BITS:
+            raise ValueError(f"holds a number of more than 300 digits at {_short(key)}")
+        case float() if not math.isfinite(value):
+            raise ValueError(f"holds {value} at {_short(key)}, which JSON cannot carry")
+        case None | bool() | int() | float() | str():
+            pass
+        case _:
+            raise ValueError(
+                f"holds a {type(value).__name__} at {_short(key)}, which JSON cannot carry; make it a string"
+            )
+
+
+def _short(key: str) -> str:
+    return printable(key.removeprefix("."))[:100]
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Size = Annotated[
+    int,
+    BeforeValidator(_read_size),
+    Field(ge=0, le=MAX_SIZE_BYTES),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_SIZE.pattern}$"}]}),
+]
+Folder = Annotated[Path, BeforeValidator(_read_folder)]
+Module = Annotated[str, AfterValidator(_check_module)]
+JsonTable = Annotated[dict[str, Any], AfterValidator(_check_json)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Journal = Literal["memory", "disk"]
+Control = Literal["messages", "signals"]
+KeepDays = Annotated[float, Field(gt=0, le=1e6)]
+KeepRows = Annotated[int, Field(ge=1, le=MAX_SIZE_BYTES)]
+MaxRate = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Http(Table):
+    """Where the HTTP interface listens and whom it lets in."""
+
+    host: Annotated[str, AfterValidator(_check_host)] = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0 and :: mean every interface"
+    )
+    port: int = Field(default=2222, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    allowed_hosts: list[Annotated[str, AfterValidator(_check_host)]] = Field(
+        default=[],
+        strict=False,
+        description="names besides localhost and addresses that a request may give as its Host",
+    )
+    token: Annotated[SecretStr, AfterValidator(_check_token)] | None = Field(
+        default=None, description="bearer token asked of everybody but loopback peers; without one nobody else gets in"
+    )
+    max_body_bytes: Size = Field(default=1_000_000, description="largest request body; bytes")
+
+
+class HistoryOverride(Table):
+    """What one job keeps differently; a key left out is as in the settings."""
+
+    keep_days: KeepDays | None = Field(default=None, description="age at which this job's rows are deleted; days")
+    keep_rows_per_job: KeepRows | None = Field(default=None, description="rows of this job beyond which the oldest go")
+    max_rate: MaxRate | None = Field(default=None, description="statuses stored of this job before thinning; rows/s")
+
+
+class History(Table):
+    """How much is kept in the database."""
+
+    keep_days: KeepDays = Field(default=90, description="age at which rows are deleted; days")
+    keep_rows_per_job: KeepRows = Field(default=10_000_000, description="rows of a job beyond which the oldest go")
+    max_rate: MaxRate = Field(default=200, description="statuses of a job stored before thinning; rows/s")
+
+    def overridden(self, override: HistoryOverride | None) -> History:
+        """Return these limits with what the job's own file says in their place."""
+        return self.model_copy(update=override.model_dump(exclude_none=True)) if override else self
+
+
+class Storage(Table):
+    """The keys that both modes share: where things are kept, and how much of them."""
+
+    state_dir: Folder | None = Field(
+        default=None,
+        description="logs, database and all else that lasts; default: /var/lib/harnessd as root, else "
+        "$XDG_STATE_HOME/harnessd",
+    )
+    runtime_dir: Folder | None = Field(
+        default=None,
+        description="journals in memory; default: /run/harnessd as root, else $XDG_RUNTIME_DIR/harnessd, else "
+        "/dev/shm/harnessd-UID",
+    )
+    journal: Journal = Field(
+        default="memory", description="where journals lie: memory (runtime_dir) or disk (state_dir)"
+    )
+    journal_max_bytes: Size = Field(
+        default=64_000_000, ge=4096, description="unread statuses that a run's journal may hold; bytes"
+    )
+    http: Http = Http()
+    history: History = History()
+
+
+class Settings(Storage):
+    """What `harnessd.toml` says. Relative paths in it start at its folder."""
+
+    preload: list[Module] = Field(
+        default=[], strict=False, description="libraries imported once, before the jobs that use them are forked"
+    )
+    default_job: Name | None = Field(
+        default=None, description="the job that the routes without a name act on, when there are several"
+    )
+    database: Annotated[str, AfterValidator(_check_database)] | None = Field(
+        default=None, repr=False, description="SQLAlchemy URL; default: SQLite in state_dir/harnessd.db"
+    )
+    sample_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=86400,
+        description="time between two samples of a run's cpu, rss, threads and fds; seconds",
+    )
+
+
+class ScriptSettings(Storage):
+    """What a script hands to `ProcessHarness(config=...)`. Relative paths in it start at the cwd."""
+
+    name: Name | None = Field(default=None, description="name of the job; default: its class's name in kebab case")
+    config: JsonTable = Field(default={}, description="what get_config() returns until a CONFIG command changes it")
+    kill_grace: Seconds = Field(default=3.0, description="time between SIGTERM and SIGKILL; seconds")
+    control: Control = Field(default="messages", description="verbs reach the job as messages or as signals")

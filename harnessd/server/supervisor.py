@@ -1,0 +1,455 @@
+"""The one stateful object: it holds every job, applies the policy, and runs the verbs.
+
+One choke point, `_apply`, takes a step of the policy, records it and then acts; nobody else assigns a state. All of it
+runs in the event loop. What is slow or may fail is elsewhere: processes with the host, journals with the reader, the
+database with the store's own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harnessd import tree
+from harnessd.errors import (
+    AmbiguousJob,
+    BadData,
+    KeeperLost,
+    MailboxClosed,
+    MailboxFull,
+    NoSuchJob,
+    NotRead,
+    Refused,
+    SpawnFailed,
+    TooLarge,
+    WrongState,
+)
+from harnessd.server import policy
+from harnessd.server.definition import Definition
+from harnessd.server.entry import Entry, Exit, Live, Unread
+from harnessd.server.host import Host, LiveRun
+from harnessd.server.nearest import did_you_mean
+from harnessd.server.reading import Reader
+from harnessd.server.records import Event, Record, RunEnded, RunStarted
+from harnessd.server.tape import Line, Tape
+from harnessd.states import Command, ExitReason, State
+from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What has become of a verb. `read` is None when nobody waited for it."""
+
+    id: int
+    job: str
+    verb: str
+    state: State
+    queued: bool  # it went into the mailbox, or will once the run is there
+    read: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a run's files go. Without `output` it has the harness's own stdout and stderr."""
+
+    journals: Path
+    journal_max_bytes: int
+    output: Path | None = None
+
+
+class Supervisor:
+    """Holds the jobs. `record` takes what history keeps; it must not block."""
+
+    def __init__(self, host: Host, folders: Folders, record: Callable[[Record], None]) -> None:
+        self._host = host
+        self._folders = folders
+        self.record = record
+        self._entries: dict[str, Entry] = {}
+        self._by_run: dict[int, Entry] = {}
+        self._reader: Reader | None = None
+        self._early_exits: list[ExitRecord] = []  # until there is a reader for what those runs said
+        self._last_id = 0
+        self.default_job: str | None = None
+        self.ending = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        host.on_exit = self._on_exit
+
+    # the jobs
+
+    def add(self, definition: Definition, overrides: dict[str, Any] | None = None) -> Entry:
+        """Register a job; it is stopped until a verb or `Autostart` says otherwise."""
+        entry = Entry(definition, overrides or {})
+        self._entries[definition.name] = entry
+        return entry
+
+    def forget(self, name: str) -> None:
+        """Deregister a job that has no run."""
+        self._entries.pop(name, None)
+
+    def entries(self) -> Iterable[Entry]:
+        return self._entries.values()
+
+    def find(self, name: str | None) -> Entry:
+        """Return the job; without a name the default or only one. Raise NoSuchJob, AmbiguousJob."""
+        if name is None:
+            return self._find_default()
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NoSuchJob(
+                f"cannot find {name[:100]!r}: no such job{did_you_mean(name, self._entries)}", job=name[:100]
+            )
+        return entry
+
+    def _find_default(self) -> Entry:
+        if self.default_job in self._entries:
+            return self._entries[self.default_job]
+        if len(self._entries) == 1:
+            return next(iter(self._entries.values()))
+        if not self._entries:
+            raise NoSuchJob("cannot find a job: there is none")
+        names = ", ".join(f"/jobs/{name}" for name in sorted(self._entries)[:10])
+        raise AmbiguousJob(f"cannot tell which job is meant: there are {len(self._entries)}; name it: {names}")
+
+    # the verbs
+
+    async def ask(
+        self, entry: Entry, event: policy.Event, *, data: Any = None, actor: str = "", wait_s: float | None = None
+    ) -> Receipt:
+        """Carry out start, stop, pause, resume or restart. With `wait_s`, wait until the run has read its command.
+
+        Raises WrongState, MailboxFull, MailboxClosed, TooLarge, and NotRead when the time is over.
+        """
+        verb = _verb(event)
+        number = self.next_id()
+        message = self._packet(event, data, number) if entry.definition.rules.messages else b""
+        step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
+        if step.refused:
+            raise WrongState(f"cannot {verb} {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
+        sent = [action for action in step.actions if isinstance(action, policy.Send)]
+        unread = Unread(number, sent[0].command, data, actor, _now_us()) if sent else None
+        launches = any(isinstance(action, policy.Spawn) for action in step.actions)
+        if unread and not launches:
+            self._send(entry, unread, message)
+        self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": bool(sent)})
+        self._take(entry, step, verb)
+        if unread and launches:
+            entry.outbox.append((unread, message))
+        if wait_s is not None:
+            await self._wait_read(entry, unread, verb, wait_s)
+        return Receipt(number, entry.name, verb, entry.job.state, bool(sent), None if wait_s is None else True)
+
+    async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
+        """Merge the data into the job's config, for this run and all later ones."""
+        if not isinstance(data, dict):
+            raise BadData(
+                f"cannot configure {entry.name!r}: an object is wanted, as in {{'key': value}}", job=entry.name
+            )
+        before = entry.overrides
+        entry.overrides = merged(before, data)
+        try:
+            return await self.ask(entry, policy.ConfigAsked(), data=data, actor=actor, wait_s=wait_s)
+        except (WrongState, MailboxFull, MailboxClosed, TooLarge):
+            entry.overrides = before
+            raise
+        finally:
+            self._put_job(entry)
+
+    def clear_config(self, entry: Entry, *, actor: str = "") -> None:
+        """Forget the overrides; a live run goes on with what it has."""
+        entry.overrides = {}
+        self._note(entry, "config-cleared", actor, {})
+        self._put_job(entry)
+
+    async def kill(self, entry: Entry, *, grace_s: float | None, actor: str = "", wait: bool = True) -> Exit | None:
+        """End the run's whole tree. Return how it ended once nothing is left of it; None when not waited for."""
+        number = self.next_id()
+        self._note(entry, "command", actor, {"id": number, "verb": "kill", "data": None, "queued": False})
+        step = policy.step(entry.job, policy.KillAsked(grace_s), time.monotonic(), entry.definition.rules)
+        if step.refused:
+            raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
+        ended = entry.gone()
+        self._take(entry, step, "kill")
+        if not wait:
+            return None
+        if entry.live or entry.spawning:
+            await asyncio.shield(ended)
+        return entry.last_exit
+
+    async def _wait_read(self, entry: Entry, unread: Unread | None, verb: str, wait_s: float) -> None:
+        waits_for = unread.read if unread else entry.spawned() if entry.spawning else None
+        if waits_for is None:
+            return
+        try:
+            async with asyncio.timeout(wait_s):
+                await asyncio.shield(waits_for)
+        except TimeoutError:
+            raise NotRead(
+                f"cannot tell that {entry.name!r} has read {verb}: not within {wait_s:g} s; it is still queued",
+                job=entry.name,
+                state=entry.job.state,
+            ) from None
+
+    def _packet(self, event: policy.Event, data: Any, number: int) -> bytes:
+        command = _COMMANDS.get(type(event))
+        if command is None:
+            return b""
+        packet = pack_command(command, data, number, time.time())
+        if len(packet) > MAX_PACKET_BYTES:
+            raise TooLarge(f"cannot send {len(packet)} bytes with {command}: at most {MAX_PACKET_BYTES} are allowed")
+        return packet
+
+    # policy: the one choke point
+
+    def apply(self, entry: Entry, event: policy.Event, why: str) -> None:
+        """Let a fact change the job."""
+        self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
+
+    def _take(self, entry: Entry, step: policy.Step, why: str) -> None:
+        before, entry.job = entry.job, step.job
+        if before.state != step.job.state:
+            data = {"from": before.state, "to": step.job.state, "want": step.job.want, "why": why}
+            self._note(entry, "state", None, data)
+            _log.info("%s: %s -> %s (%s)", entry.name, before.state, step.job.state, why)
+        if before != step.job:
+            self._put_job(entry)
+        for action in step.actions:
+            self._act(entry, action)
+        self._arm(entry)
+
+    def _act(self, entry: Entry, action: policy.Action) -> None:
+        match action:
+            case policy.Spawn():
+                self._spawn(entry)
+            case policy.End(grace_s):
+                entry.end_with_s = entry.definition.kill_grace_s if grace_s is None else grace_s
+                if entry.live:
+                    self._host.end(entry.live.run, entry.end_with_s)
+            case policy.Freeze() | policy.Thaw():
+                number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
+                if entry.live:
+                    self._host.signal(entry.live.run, number)
+            case policy.Send():
+                pass  # the verb itself has put it into the mailbox, before anything was changed
+
+    def _arm(self, entry: Entry) -> None:
+        if entry.timer:
+            entry.timer.cancel()
+            entry.timer = None
+        at = policy.due(entry.job, entry.definition.rules)
+        if at < float("inf"):
+            delay_s = max(0.0, at - time.monotonic()) + 0.001  # never early, as loops count in milliseconds
+            entry.timer = asyncio.get_running_loop().call_later(delay_s, self._on_due, entry)
+
+    def _on_due(self, entry: Entry) -> None:
+        entry.timer = None
+        self.apply(entry, policy.Due(), "due")
+
+    # runs
+
+    def next_id(self) -> int:
+        """Return a number for a run or a command: the time in milliseconds, and always greater than the one before."""
+        self._last_id = max(int(time.time() * 1000), self._last_id + 1)
+        return self._last_id
+
+    def seen_id(self, number: int) -> None:
+        """Never give a number up to this one again."""
+        self._last_id = max(self._last_id, number)
+
+    def _spawn(self, entry: Entry) -> None:
+        entry.spawning = True
+        entry.end_with_s = None
+        task = asyncio.get_running_loop().create_task(self._spawned(entry))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _spawned(self, entry: Entry) -> None:
+        definition, run = entry.definition, self.next_id()
+        blank = RunSpec(
+            run=run,
+            job=entry.name,
+            mark=tree.new_mark(),
+            journal=str(self._folders.journals / f"{run}.jsonl"),
+            journal_max_bytes=self._folders.journal_max_bytes,
+            output=str(self._folders.output / f"{entry.name}.log") if self._folders.output else "",
+            config=merged(definition.config, entry.overrides),
+            kill_grace=definition.kill_grace_s,
+        )
+        try:
+            live = await self._host.spawn(definition.run_spec(blank))
+        except KeeperLost:
+            return
+        except (SpawnFailed, KeyError) as error:  # KeyError: the job's user is gone
+            entry.spawning = False
+            entry.told_spawned()
+            _log.error("%s", error)
+            unstarted = Exit(run, None, None, ExitReason.UNSTARTED, time.time(), str(error))
+            self._over(entry, unstarted, policy.Ended(None, None, random.uniform(-1, 1)))
+            return
+        self.attach(entry, live)
+
+    def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> None:
+        """Take charge of a run that was just spawned, or that an earlier server has left."""
+        entry.spawning = False
+        entry.live = live = Live(run)
+        self._by_run[run.run] = entry
+        self.seen_id(run.run)
+        entry.told_spawned()
+        self.record(
+            RunStarted(
+                id=run.run,
+                job=entry.name,
+                pid=run.pid,
+                start_ticks=run.start_ticks,
+                mark=run.mark,
+                spec_digest=entry.definition.digest,
+                started_us=int(run.started_at * 1e6),
+                journal=run.journal,
+                journal_offset=offset,
+                journal_lines=lines,
+            )
+        )
+        if self._reader:
+            self._follow(entry, live, offset, lines)
+        else:
+            live.unfollowed = (offset, lines)
+        outbox, entry.outbox = entry.outbox, []
+        for unread, packet in outbox:
+            with suppress(Refused):  # a fresh mailbox has room for what was let into the outbox
+                self._send(entry, unread, packet)
+        if entry.end_with_s is not None:  # a kill or a stop came while it was being forked
+            self._host.end(run.run, entry.end_with_s)
+
+    def read_with(self, reader: Reader) -> None:
+        """Begin to read the journals."""
+        self._reader = reader
+        for entry in self._entries.values():
+            if entry.live and entry.live.unfollowed is not None:
+                self._follow(entry, entry.live, *entry.live.unfollowed)
+        early, self._early_exits = self._early_exits, []
+        for record in early:
+            self._on_exit(record)
+
+    def _follow(self, entry: Entry, live: Live, offset: int, lines: int) -> None:
+        assert self._reader
+        live.unfollowed = None
+        path = Path(live.info.journal)
+        try:
+            tape = Tape(path, live.run, offset=offset, lines=lines, counts_lines=entry.definition.counts_lines)
+        except OSError as error:
+            _log.error("cannot read the journal of %r: %s", entry.name, error)
+            return
+        self._reader.follow(live.run, tape, path, lambda found: self._on_lines(entry, live, found))
+
+    def _on_lines(self, entry: Entry, live: Live, lines: list[Line]) -> None:
+        for line in lines:
+            if line.kind == "status":
+                entry.last_status = line
+            elif line.kind == "ack":
+                self._on_ack(entry, live, line)
+            elif line.kind == "error":
+                live.error = line.text
+            elif line.kind == "torn":
+                self._note(entry, "torn", None, {"text": line.text[:4096]}, run=live.run)
+
+    def _on_ack(self, entry: Entry, live: Live, line: Line) -> None:
+        unread = live.unread.pop(int(line.text), None) if line.text.isdecimal() else None
+        if unread is None:
+            return
+        self._note(entry, "read", None, {"id": unread.id, "command": unread.command}, run=live.run, at_us=line.at_us)
+        unread.tell(True)
+        if entry.live is live:
+            self.apply(entry, policy.Read(unread.command), f"read {unread.command}")
+
+    def _send(self, entry: Entry, unread: Unread, packet: bytes) -> None:
+        if entry.live is None:
+            entry.outbox.append((unread, packet))
+            return
+        entry.live.send(entry.name, packet, entry.job.state)
+        entry.live.unread[unread.id] = unread
+
+    def _on_exit(self, record: ExitRecord) -> None:
+        if self._reader is None:
+            self._early_exits.append(record)
+            return
+        entry = self._by_run.pop(record.run, None)
+        if entry is None or entry.live is None:
+            self._host.acknowledge(record.run)
+            return
+        live = entry.live
+        self._reader.finish(record.run, lambda: self._conclude(entry, live, record))
+
+    def _conclude(self, entry: Entry, live: Live, record: ExitRecord) -> None:
+        """All that the run said is read, and nothing of it is left."""
+        ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1))
+        why = policy.reason(entry.job, ended)
+        self.record(
+            RunEnded(
+                run=record.run,
+                ended_us=int(record.at * 1e6),
+                exit_code=record.code,
+                signal=record.signal,
+                reason=why,
+                cpu_s=record.cpu_s,
+                peak_rss_bytes=record.peak_rss_bytes,
+                wall_s=record.wall_s,
+                mono_s=record.mono_s,
+            )
+        )
+        self._host.acknowledge(record.run)
+        for unread in live.unread.values():
+            self._note(entry, "unread", None, {"id": unread.id, "command": unread.command}, run=record.run)
+            unread.tell(False)
+        live.close()
+        entry.live = None
+        self._over(entry, Exit(record.run, record.code, record.signal, why, record.at, live.error), ended)
+
+    def _over(self, entry: Entry, exit: Exit, ended: policy.Ended) -> None:
+        entry.last_exit = exit
+        _log.info("%s: run %s %s", entry.name, exit.run, exit.in_words)
+        self.apply(entry, ended, exit.in_words)
+        entry.told_gone()
+
+    # history
+
+    def _note(
+        self,
+        entry: Entry,
+        kind: str,
+        actor: str | None,
+        data: dict[str, Any],
+        *,
+        run: int | None = None,
+        at_us: int | None = None,
+    ) -> None:
+        run = run if run is not None else entry.live.run if entry.live else None
+        self.record(Event(kind, at_us or _now_us(), entry.name, run, actor or None, data))
+
+    def _put_job(self, entry: Entry) -> None:
+        self.record(entry.row(_now_us()))
+
+
+_COMMANDS: dict[type, Command] = {
+    policy.StartAsked: Command.START,
+    policy.StopAsked: Command.STOP,
+    policy.PauseAsked: Command.PAUSE,
+    policy.ResumeAsked: Command.RESUME,
+    policy.ConfigAsked: Command.CONFIG,
+}
+
+
+def _verb(event: policy.Event) -> str:
+    return type(event).__name__.removesuffix("Asked").lower()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,225 @@
+"""Turns records and lines into rows, a batch in one transaction.
+
+Rows go in as statements of many rows. sqlite3 lets go of the GIL for every statement, and a thread that has to win it
+back for each row beside a busy one stores some hundred rows a second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Table, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from harnessd.server import desired, schema
+from harnessd.server.records import Event, JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted, Sample
+from harnessd.server.tape import Line
+
+_ROWS_A_STATEMENT = 4096  # times seven columns: SQLite and PostgreSQL allow some 32,000 values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """What was read of a journal, and where its reader is behind it."""
+
+    run: int
+    lines: Sequence[Line]
+    offset: int
+    count: int
+    dropped: int
+    stored: Future[None]
+
+
+Item = Record | Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    events: Sequence[Event]
+    from_lines: int  # so many of them, the last ones
+    refused: Sequence[Lines]  # of runs that the database does not know
+
+
+class Writer:
+    """Writes on one connection. After an error it is of no more use: what it remembers may have been rolled back."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._insert: Callable[[Table], Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[
+            connection.dialect.name
+        ]
+        self._statements: dict[tuple[_Template, int], str] = {}
+        self._records: dict[type[Any], Callable[[Any], None]] = {
+            JobRow: self._job,
+            RunStarted: self._run_started,
+            RunEnded: self._run_ended,
+            JournalDone: self._journal_done,
+            Event: lambda event: self._events.append(event),
+            Sample: lambda sample: self._samples.append(sample),
+        }
+        with connection.begin():
+            self._jobs: dict[str, int] = {
+                row.name: row.id for row in connection.execute(select(schema.job.c.name, schema.job.c.id))
+            }
+        self._runs: dict[int, str] = {}  # to the names of their jobs
+        self._events: list[Event] = []
+        self._samples: list[Sample] = []
+
+    def load(self) -> Loaded:
+        """Return what the database knows of jobs and runs."""
+        with self.connection.begin():
+            return desired.read(self.connection.exec_driver_sql)
+
+    def write(self, items: Iterable[Item], last_event: int) -> Written:
+        """Commit the items. Events that stand for lines are numbered after `last_event`, the others have ids."""
+        self._events, self._samples, tapes = [], [], list[Lines]()
+        with self.connection.begin():
+            for item in items:
+                if isinstance(item, Lines):
+                    tapes.append(item)
+                else:
+                    self._records[type(item)](item)
+            told = len(self._events)
+            refused = [tape for tape in tapes if self._job_of(tape.run) is None]
+            self._store_lines([tape for tape in tapes if tape not in refused])
+            self._store_samples()
+            said = [replace(event, id=last_event + number) for number, event in enumerate(self._events[told:], 1)]
+            events = self._events[:told] + said
+            self._store_events(events)
+        return Written(events, len(said), refused)
+
+    def close(self) -> None:
+        """Let go of the connection, whatever state it is in."""
+        try:
+            self.connection.close()
+        except SQLAlchemyError:
+            self.connection.invalidate()  # a rollback is of no use to a database that is gone
+
+    def _job(self, row: JobRow) -> None:
+        values = asdict(row)
+        changes = {name: value for name, value in values.items() if name != "name"}
+        upsert = self._insert(schema.job).values(values)
+        self.connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_=changes))
+        if row.name not in self._jobs:
+            found = self.connection.execute(select(schema.job.c.id).where(schema.job.c.name == row.name))
+            self._jobs[row.name] = found.scalar_one()
+
+    def _job_id(self, name: str, at_us: int) -> int:
+        """Return the id of the job, of which there is a removed row at least when this is done."""
+        if name not in self._jobs:
+            self._job(JobRow(name, "{}", "", "down", "stopped", at_us, removed_us=at_us))
+        return self._jobs[name]
+
+    def _run_started(self, run: RunStarted) -> None:
+        values = asdict(run) | {"job_id": self._job_id(run.job, run.started_us)}
+        del values["job"]
+        fresh = {"journal_done": False, "status_rows": 0, "thinned": 0}
+        self.connection.execute(self._insert(schema.run).values(values | fresh).on_conflict_do_nothing())
+        self._runs[run.id] = run.job
+
+    def _run_ended(self, end: RunEnded) -> None:
+        values = asdict(end)
+        del values["run"]
+        self.connection.execute(update(schema.run).where(schema.run.c.id == end.run).values(values))
+
+    def _journal_done(self, done: JournalDone) -> None:
+        self.connection.execute(update(schema.run).where(schema.run.c.id == done.run).values(journal_done=True))
+        self._runs.pop(done.run, None)
+
+    def _job_of(self, run: int) -> str | None:
+        if run not in self._runs:
+            query = select(schema.job.c.name).join(schema.run).where(schema.run.c.id == run)
+            if (name := self.connection.execute(query).scalar()) is None:
+                return None
+            self._runs[run] = name
+        return self._runs[run]
+
+    def _store_lines(self, tapes: Sequence[Lines]) -> None:
+        statuses: list[Any] = []
+        progress: list[Any] = []
+        for tape in tapes:
+            job, before = self._runs[tape.run], len(statuses)
+            job_id = self._jobs[job]
+            for line in tape.lines:
+                run, seq, at_us, kind, text = line
+                if kind == "status":
+                    statuses += (job_id, run, seq, at_us, text)
+                else:
+                    self._events.append(_said(line, job))
+            rows = (len(statuses) - before) // len(_STATUS.columns)
+            progress += (tape.run, tape.offset, tape.count, rows, tape.dropped)
+        self._many(_STATUS, statuses)
+        self._many(_PROGRESS, progress)
+
+    def _store_samples(self) -> None:
+        values: list[Any] = []
+        for s in self._samples:
+            job_id = self._job_id(s.job, s.at_us)
+            values += (job_id, s.at_us, s.run, s.cpu_percent, s.rss_bytes, s.threads, s.fds)
+        self._many(_SAMPLE, values)
+
+    def _store_events(self, events: Iterable[Event]) -> None:
+        values: list[Any] = []
+        for e in events:
+            job_id = None if e.job is None else self._job_id(e.job, e.at_us)
+            data = json.dumps(e.data, separators=(",", ":"), default=repr)
+            values += (e.id, job_id, e.run, e.at_us, e.kind, e.actor, data)
+        self._many(_EVENT, values)
+
+    def _many(self, template: _Template, values: Sequence[Any]) -> None:
+        """Run the statement with all the rows, whose values come one after another."""
+        width = len(template.columns)
+        done, rows = 0, _ROWS_A_STATEMENT
+        while done < len(values):
+            while rows * width > len(values) - done:
+                rows //= 2  # few different statements, so that the driver has them prepared
+            end = done + rows * width
+            self.connection.exec_driver_sql(self._statement(template, rows), tuple(values[done:end]))
+            done = end
+
+    def _statement(self, template: _Template, rows: int) -> str:
+        if (template, rows) not in self._statements:
+            mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
+            row = f"({', '.join([mark] * len(template.columns))})"
+            text = template.text.format(columns=", ".join(template.columns), rows=", ".join([row] * rows))
+            self._statements[template, rows] = text
+        return self._statements[template, rows]
+
+
+class _Template(NamedTuple):
+    columns: tuple[str, ...]
+    text: str
+
+
+def _inserting(table: Table, *columns: str) -> _Template:
+    """What is stored already, by its key, is not stored again."""
+    return _Template(columns, f"INSERT INTO {table.name} ({{columns}}) VALUES {{rows}} ON CONFLICT DO NOTHING")
+
+
+_STATUS = _inserting(schema.status, "job_id", "run_id", "seq", "at_us", "status")
+_EVENT = _inserting(schema.event, "id", "job_id", "run_id", "at_us", "kind", "actor", "data")
+_SAMPLE = _inserting(schema.sample, "job_id", "at_us", "run_id", "cpu_percent", "rss_bytes", "threads", "fds")
+_PROGRESS = _Template(
+    ("run_id", "read", "count", "stored", "dropped"),
+    "WITH tape ({columns}) AS (VALUES {rows}) UPDATE run SET journal_offset = read, journal_lines = count, "
+    "status_rows = status_rows + stored, thinned = thinned + dropped FROM tape WHERE run.id = tape.run_id",
+)
+
+
+def _said(line: Line, job: str) -> Event:
+    """Return the event that stands for a line which is no status."""
+    if line.kind == "ack":
+        data: dict[str, Any] = {"command": json.loads(line.text)}
+    elif line.kind == "gap":
+        data = json.loads(line.text)
+    else:
+        data = {"text": line.text if line.kind == "torn" else json.loads(line.text)}
+    return Event(_KINDS[line.kind], line.at_us, job, line.run, data=data)
+
+
+_KINDS = {"ack": "read", "error": "error", "torn": "torn", "gap": "gap"}

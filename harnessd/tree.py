@@ -1,0 +1,82 @@
+"""Which processes belong to a run, however they came to be, and how to signal them.
+
+A run's processes wear a mark: a random number in the soft limit of RLIMIT_LOCKS, which the kernel has ignored since
+2.4.25 and still hands on through fork and execve. A parent is lost when a process daemonises, a session with setsid, an
+environment with `env -i`; the mark stays. It needs no cgroup, no privilege and nothing from the job.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+from collections.abc import Container
+
+_RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
+_MARK_BIT = 1 << 61
+
+
+def new_mark() -> int:
+    """Return a mark that no other run on this host wears."""
+    return _MARK_BIT | secrets.randbits(60)
+
+
+def wear(mark: int) -> None:
+    """Mark this process and all that descend from it."""
+    _, hard = resource.getrlimit(_RLIMIT_LOCKS)
+    resource.setrlimit(_RLIMIT_LOCKS, (mark, hard))
+
+
+def members(marks: Container[int]) -> dict[int, list[int]]:
+    """Return the live processes that wear one of the marks: mark -> pids."""
+    found: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and (mark := _mark(int(entry))) in marks and not _is_zombie(entry):
+            found.setdefault(mark, []).append(int(entry))
+    return found
+
+
+def send(mark: int, pid: int, signals: tuple[signal.Signals, ...]) -> bool:
+    """Send the signals if the process wears the mark. Return False when it is gone or may not be signalled."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if _mark(pid) != mark:  # the pid was given to another process meanwhile
+            return False
+        for number in signals:
+            signal.pidfd_send_signal(pidfd, number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(pidfd)
+
+
+def start_ticks(pid: int) -> int:
+    """Return when the process started, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
+    fields = _stat_fields(str(pid))
+    return int(fields[19]) if fields else 0
+
+
+def _mark(pid: int) -> int:
+    try:
+        return resource.prlimit(pid, _RLIMIT_LOCKS)[0]
+    except (ProcessLookupError, PermissionError):  # it is gone, or somebody else's: none of a run's
+        return 0
+
+
+def _is_zombie(pid: str) -> bool:
+    fields = _stat_fields(pid)
+    return not fields or fields[0] in "ZX"
+
+
+def _stat_fields(pid: str) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on, see proc(5); none when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].decode("ascii").split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -1,0 +1,74 @@
+"""One request as a handler sees it, and the answers handlers give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from harnessd.errors import BadRequest
+from harnessd.server.entry import Entry
+from harnessd.server.supervisor import Supervisor
+from harnessd.web.body import command_data, duration, read_body
+
+RESERVED = frozenset(("wait", "grace", "tag", "state"))  # query parameters that are no data of a command
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all requests share."""
+
+    supervisor: Supervisor
+    health: Callable[[], dict[str, Any]]
+    max_body_bytes: int
+
+
+class Call:
+    """A request that has been let in."""
+
+    def __init__(self, context: Context, scope: Scope, receive: Receive) -> None:
+        self.supervisor = context.supervisor
+        self.context = context
+        self.scope = scope
+        self._receive = receive
+
+    @property
+    def actor(self) -> str:
+        return str(self.scope["state"]["actor"])
+
+    @cached_property
+    def entry(self) -> Entry:
+        """The job that the path names; without one the default or only job."""
+        return self.supervisor.find(self.scope["path_params"].get("name"))
+
+    @cached_property
+    def query(self) -> list[tuple[str, str]]:
+        return parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+    def parameter(self, name: str) -> str | None:
+        """The parameter's value; raises BadRequest when it is given twice."""
+        values = [value for key, value in self.query if key == name]
+        if len(values) > 1:
+            raise BadRequest(f"cannot use {name}: it is given {len(values)} times")
+        return values[0] if values else None
+
+    def seconds(self, name: str) -> float | None:
+        text = self.parameter(name)
+        return None if text is None else duration(text, name)
+
+    async def data(self) -> Any:
+        """The data of a command, from the body or from the query."""
+        body = await read_body(self.scope, self._receive, self.context.max_body_bytes)
+        return command_data(body, self.query, RESERVED)
+
+
+def answer(body: Mapping[str, Any], status: int = 200) -> Response:
+    """The body as JSON. Escaped to ASCII: a status may hold half a surrogate pair, which UTF-8 cannot."""
+    text = json.dumps(body, separators=(",", ":"), default=str)
+    return Response(text.encode("ascii") + b"\n", status, media_type="application/json")

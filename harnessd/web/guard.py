@@ -1,0 +1,259 @@
+"""Who gets in, decided before anything else sees the request.
+
+Three rules, each against somebody else:
+
+1. A peer that is neither on the loopback nor on the owner-only Unix socket needs a token.
+2. The Host header is an IP, `localhost` or a name that the settings list: a page on evil.example, when that name is
+   bound anew to 127.0.0.1, is of this very site to the browser, but still says `Host: evil.example` (DNS rebinding).
+3. What a browser sends from another site changes nothing, GET included, for `<img src="http://localhost:2222/kill">`
+   comes from a loopback peer with a good Host. Browsers tell by Origin and Sec-Fetch-Site; Sec-Fetch-Site is left out
+   towards plain-http addresses like 0.0.0.0, so a browser that tells neither is not believed.
+
+No CORS header is ever sent, so other sites cannot read an answer either. Everything runs on the raw scope: this is in
+the path of every `hb`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from harnessd.errors import BadRequest, ConfigError, Forbidden, NoSuchRoute, Refused, Unauthorized
+from harnessd.web.problem import response_for
+
+READING = frozenset(
+    ("hb", "status", "jobs", "history", "runs", "events", "logs", "metrics", "healthz", "openapi.json", "config")
+)
+SINGLE = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"user-agent"))
+OWN_SITE = (None, b"same-origin", b"none")
+DEFAULT_PORT = {"http": 80, "https": 443}
+POLICY_VIOLATION = 1008  # RFC 6455 7.4.1
+
+_PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+")
+_NO_PATH = re.compile(rb"[^!-~]|%(?![0-9A-Fa-f]{2})|^[^/]|^\Z")
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.?)(?::([0-9]{0,5}))?")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A bearer token; the name is what the history calls its holder."""
+
+    name: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class GuardPolicy:
+    """The settings of the guard. An allowed host is `name`, or `name:port` for that port alone."""
+
+    allowed_hosts: frozenset[str] = frozenset()
+    tokens: tuple[Token, ...] = ()
+    trust_loopback: bool = True
+    max_path_bytes: int = 1024
+    max_query_bytes: int = 8 * 1024
+    max_headers: int = 100
+    max_headers_bytes: int = 32 * 1024
+
+
+class Authority(NamedTuple):
+    """A host and port in the one spelling in which two of them can be compared."""
+
+    host: str
+    port: int | None
+    literal: bool
+
+
+class Peer(NamedTuple):
+    actor: str
+    by_socket: bool
+    by_token: bool
+
+
+def reads(method: str, path: str) -> bool:
+    """Whether a request only looks. What is not known to only look counts as changing something."""
+    if method not in ("GET", "HEAD"):
+        return False
+    parts = path.strip("/").split("/")
+    return parts[-1] in READING or (len(parts) == 2 and parts[0] == "jobs") or path == "/"
+
+
+class Guard:
+    """ASGI middleware: refuses what the policy refuses, and puts who asks into `scope["state"]["actor"]`.
+
+    An actor is `socket`, `loopback:127.0.0.1:40312` or `token:NAME@192.0.2.7:40312`. Raises ConfigError for an allowed
+    host or a token that can never match.
+    """
+
+    def __init__(self, app: ASGIApp, policy: GuardPolicy) -> None:
+        self._app = app
+        self._policy = policy
+        self._allowed = frozenset(_allowed_hosts(policy.allowed_hosts))
+        self._tokens = [(token.name, _usable_secret(token)) for token in policy.tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
+        if scope["type"] == "http":
+            try:
+                actor = self._admit(scope)
+            except (Refused, HTTPException) as error:
+                response = response_for(error)
+                response.headers["connection"] = "close"  # whatever body follows is not read
+                await response(scope, receive, send)
+                return
+            scope.setdefault("state", {})["actor"] = actor
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> str:
+        """The actor. Raises Refused or HTTPException for who or what does not get in."""
+        self._check_target(scope)
+        headers = self._single_headers(scope["headers"])
+        peer = self._identify(scope, headers.get(b"authorization"))
+        host = self._check_host(headers.get(b"host"), peer.by_socket, scope["scheme"])
+        if not reads(scope["method"], scope["path"]):
+            _check_site(headers, host, peer)
+        return peer.actor
+
+    def _check_target(self, scope: Scope) -> None:
+        path = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+        if len(path) > self._policy.max_path_bytes:
+            raise HTTPException(414, f"cannot take this path: the limit is {self._policy.max_path_bytes} bytes")
+        if len(scope["query_string"]) > self._policy.max_query_bytes:
+            raise HTTPException(414, f"cannot take this query: the limit is {self._policy.max_query_bytes} bytes")
+        if not _PLAIN_PATH.fullmatch(path):
+            _check_path(path)
+
+    def _single_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        count = size_bytes = 0
+        for name, value in headers:
+            count += 1
+            size_bytes += len(name) + len(value)
+            if name in SINGLE:
+                if name in found:
+                    raise BadRequest(f"cannot tell which {name.decode()} header is meant: there are two")
+                found[name] = value
+        if count > self._policy.max_headers:
+            raise HTTPException(431, f"cannot take {count} headers: the limit is {self._policy.max_headers}")
+        if size_bytes > self._policy.max_headers_bytes:
+            raise HTTPException(431, f"cannot take these headers: the limit is {self._policy.max_headers_bytes} bytes")
+        return found
+
+    def _identify(self, scope: Scope, authorization: bytes | None) -> Peer:
+        client, server = scope.get("client"), scope.get("server")
+        if not client or not client[0]:
+            # A TCP peer that has already reset its connection has no address either: the server's end tells them apart.
+            if server and server[1] is None:
+                return Peer("socket", by_socket=True, by_token=False)
+            raise Forbidden("cannot serve a peer without an address")
+        address, port = client[0], client[1]
+        shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        if self._policy.trust_loopback and is_loopback(address):
+            return Peer(f"loopback:{shown}", by_socket=False, by_token=False)
+        return Peer(f"token:{self._token_name(authorization, shown)}@{shown}", by_socket=False, by_token=True)
+
+    def _token_name(self, authorization: bytes | None, peer: str) -> str:
+        if not self._tokens:
+            raise Forbidden(
+                f"cannot serve {peer}: it needs a token and none is set; set token under [http] in harnessd.toml, or "
+                'config={"http": {"token": ...}} in a script, and send it as "Authorization: Bearer TOKEN"'
+            )
+        scheme, _, secret = (authorization or b"").partition(b" ")
+        name = None
+        for known, expected in self._tokens:  # all of them, so that the time does not tell which one it was
+            if hmac.compare_digest(secret.strip(), expected):
+                name = known
+        if name is None or scheme.lower() != b"bearer":
+            raise Unauthorized('cannot serve this request: it needs a valid "Authorization: Bearer TOKEN" header')
+        return name
+
+    def _check_host(self, value: bytes | None, by_socket: bool, scheme: str) -> Authority | None:
+        host = parse_authority((value or b"").decode("latin-1"), scheme)
+        if by_socket:
+            return host
+        if host is None:
+            raise BadRequest("cannot serve a request without a valid Host header")
+        if host.literal or host.host == "localhost":
+            return host
+        if host.host in self._allowed or f"{host.host}:{host.port}" in self._allowed:
+            return host
+        raise Forbidden(f"cannot serve Host {host.host[:100]!r}: add it to allowed_hosts under [http] in harnessd.toml")
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(address: str) -> bool:
+    """Whether an address is 127.0.0.0/8, ::1 or 127.0.0.0/8 written as IPv6."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+@lru_cache(maxsize=1024)
+def parse_authority(text: str, scheme: str) -> Authority | None:
+    """`host[:port]` of a Host header or an origin, or None. The port is the scheme's own if there is none."""
+    found = _AUTHORITY.fullmatch(text)
+    if found is None or len(text) > 262:  # a DNS name has at most 255 bytes
+        return None
+    port = int(found[3]) if found[3] else DEFAULT_PORT.get(scheme)
+    try:
+        literal = str(IPv6Address(found[1])) if found[1] else str(IPv4Address(found[2]))
+    except ValueError:
+        return None if found[1] else Authority(found[2].lower(), port, literal=False)
+    return Authority(literal, port, literal=True)
+
+
+def _check_path(path: bytes) -> None:
+    """Raises BadRequest for what is no path, and NoSuchRoute for one that only tricks spell: `..`, %2f, NUL."""
+    if _NO_PATH.search(path):
+        raise BadRequest("cannot read the path: it must begin with '/' and be printable ASCII with valid %XX escapes")
+    decoded = unquote_to_bytes(path)
+    tricks = b"\\" in decoded or decoded.count(b"/") != path.count(b"/")
+    tricks = tricks or any(part in (b".", b"..") for part in decoded.split(b"/"))
+    tricks = tricks or any(byte < 0x20 or byte == 0x7F for byte in decoded)
+    try:
+        decoded.decode()
+    except UnicodeDecodeError:
+        tricks = True
+    if tricks:
+        raise NoSuchRoute("cannot serve this path: no such route")
+
+
+def _check_site(headers: dict[bytes, bytes], host: Authority | None, peer: Peer) -> None:
+    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+    if origin is not None:
+        scheme, _, authority = origin.decode("latin-1").partition("://")
+        theirs = parse_authority(authority, scheme) if scheme in DEFAULT_PORT else None
+        if theirs is None or theirs != host:
+            raise Forbidden("cannot do this for another site: the request's Origin is not its Host")
+    if site not in OWN_SITE:
+        raise Forbidden("cannot do this for another site: the request's Sec-Fetch-Site is not same-origin or none")
+    silent = origin is None and site is None and not peer.by_token
+    if silent and headers.get(b"user-agent", b"").startswith(b"Mozilla/"):
+        raise Forbidden("cannot tell which site this browser's request is from: use http://localhost, or curl")
+
+
+def _allowed_hosts(names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        host = parse_authority(name, "")
+        if host is None:
+            raise ConfigError([f"http.allowed_hosts: {name!r} is not a host name"])
+        yield host.host if host.port is None else f"{host.host}:{host.port}"
+
+
+def _usable_secret(token: Token) -> bytes:
+    secret = token.secret.encode()
+    if not secret or secret != secret.strip():
+        raise ConfigError([f"http.token: the secret of token {token.name!r} is empty or has spaces at its ends"])
+    return secret

@@ -1,0 +1,84 @@
+"""The routes of one job: heartbeat, verbs, config, status."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from harnessd.server import bodies, policy
+from harnessd.server.supervisor import Receipt
+from harnessd.web.call import Call, answer
+
+
+async def hb(call: Call) -> Response:
+    body = bodies.heartbeat(call.entry)
+    return answer(body, 200 if body["alive"] else 503)
+
+
+async def kill(call: Call) -> Response:
+    entry, wait = call.entry, call.seconds("wait") != 0
+    ended = await call.supervisor.kill(entry, grace_s=call.seconds("grace"), actor=call.actor, wait=wait)
+    body = {"job": entry.name, "verb": "kill", "state": entry.job.state, "exit": ended.shown() if ended else None}
+    return answer(body, 200 if wait else 202)
+
+
+async def start(call: Call) -> Response:
+    return await _ask(call, policy.StartAsked())
+
+
+async def stop(call: Call) -> Response:
+    return await _ask(call, policy.StopAsked())
+
+
+async def pause(call: Call) -> Response:
+    return await _ask(call, policy.PauseAsked())
+
+
+async def resume(call: Call) -> Response:
+    return await _ask(call, policy.ResumeAsked())
+
+
+async def restart(call: Call) -> Response:
+    return await _ask(call, policy.RestartAsked())
+
+
+async def configure(call: Call) -> Response:
+    receipt = await call.supervisor.configure(
+        call.entry, await call.data(), actor=call.actor, wait_s=call.seconds("wait")
+    )
+    return _receipt(receipt)
+
+
+async def show_config(call: Call) -> Response:
+    return answer(bodies.config(call.entry))
+
+
+async def clear_config(call: Call) -> Response:
+    call.supervisor.clear_config(call.entry, actor=call.actor)
+    return answer(bodies.config(call.entry))
+
+
+async def status(call: Call) -> Response:
+    return answer(bodies.status(call.entry))
+
+
+async def show(call: Call) -> Response:
+    return answer(bodies.whole(call.entry))
+
+
+async def _ask(call: Call, event: policy.Event) -> Response:
+    receipt = await call.supervisor.ask(
+        call.entry, event, data=await call.data(), actor=call.actor, wait_s=call.seconds("wait")
+    )
+    return _receipt(receipt)
+
+
+def _receipt(receipt: Receipt) -> Response:
+    body = {
+        "id": receipt.id,
+        "job": receipt.job,
+        "verb": receipt.verb,
+        "state": receipt.state,
+        "queued": receipt.queued,
+        "read": receipt.read,
+    }
+    return answer(body, 202 if receipt.read is None else 200)
