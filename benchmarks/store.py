@@ -102,16 +102,15 @@ def end_to_end_rate(path: Path, seconds: float) -> tuple[float, float]:
 
 def consume(store: Store, tapes: list[Tape]) -> int:
     """Read all journals to their ends; return the number of lines when every one is committed."""
-    rows, unread, unstored = 0, deque(tapes), deque[Future[None]]()
+    rows, unread, unstored = 0, deque(tapes), deque[Future[int]]()
     while unread:
         tape = unread.popleft()
         while store.full():
             unstored.popleft().result()
         if lines := tape.read(PIECE_BYTES):
             rows += len(lines)
-            offset = tape.offset
-            stored = store.put_lines(tape.run, lines, offset, tape.lines)
-            stored.add_done_callback(lambda _, tape=tape, offset=offset: tape.give_back(offset))  # type: ignore[misc]
+            stored = store.put_lines(tape.run, lines, tape.offset, tape.lines)
+            stored.add_done_callback(lambda stored, tape=tape: tape.give_back(stored.result()))  # type: ignore[misc]
             unstored.append(stored)
             unread.append(tape)
     store.flush().result()

@@ -17,8 +17,8 @@ import signal
 import socket
 import sys
 import threading
-import time
 import tomllib
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,11 +153,16 @@ def _stop(why: str) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    print(f"harnessd: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads stderr; the job goes on all the same
+        print(f"harnessd: {text}", file=sys.stderr, flush=True)
 
 
 def _shown(job: object) -> str:
     return f"the class {job.__name__}" if isinstance(job, type) else type(job).__name__
+
+
+def _name_of(job: Cradle) -> str:
+    return kebab(getattr(job, "__name__", type(job).__name__))
 
 
 def kebab(name: str) -> str:
@@ -188,10 +193,20 @@ def _be_keeper(job: Cradle, ours: socket.socket, theirs: socket.socket) -> NoRet
     try:
         ours.close()
         os.setsid()  # a Ctrl-C in the terminal is for the script
-        asyncio._set_running_loop(None)  # the copy of the script's own, which never runs here
+        _forget_loop()
         code = Keeper(control=theirs, job=job).run()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _forget_loop() -> None:
+    """Leave the script's event loop, which never runs here; a job that asks for one is to get its own."""
+    asyncio._set_running_loop(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # policies go away with Python 3.16
+        asyncio.set_event_loop_policy(type(asyncio.get_event_loop_policy())())
 
 
 def _reap(pid: int) -> None:
@@ -223,9 +238,8 @@ async def _serve(
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
     from harnessd.server.supervisor import Folders, Supervisor
-    from harnessd.web.app import make_app
+    from harnessd.web.app import guard_policy, make_app
     from harnessd.web.call import Context
-    from harnessd.web.guard import GuardPolicy, Token
     from harnessd.web.serving import HttpServer, bind, url_of
 
     settings = _settings(config, given)
@@ -238,12 +252,9 @@ async def _serve(
         hello = await link.hello()
         supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record=_forget)
         supervisor.read_with(Reader(None, on_stored=_forget))
-        entry = supervisor.add(from_script(settings.name or kebab(type(job).__name__), settings, args))
+        entry = supervisor.add(from_script(settings.name or _name_of(job), settings, args))
         health = _health(entry, hello["pid"])
-        tokens = (Token("settings", http.token.get_secret_value()),) if http.token else ()
-        app = make_app(
-            Context(supervisor, health, http.max_body_bytes), GuardPolicy(frozenset(http.allowed_hosts), tokens)
-        )
+        app = make_app(Context(supervisor, health, http.max_body_bytes), guard_policy(http))
         server = HttpServer(app, [listening])
         await server.start()
         _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1])}")
@@ -278,7 +289,7 @@ async def _watch(supervisor: Supervisor, entry: Entry, link: Link) -> int:
     lost.cancel()
     if not gone.done():
         if entry.live:
-            _sweep(entry.live.info.mark)
+            tree.end_all({entry.live.info.mark})
         raise KeeperLost("cannot go on: the keeper was killed, and the job with it")
     ended = entry.last_exit
     assert ended
@@ -293,16 +304,7 @@ def _forget(_: object) -> None:
     """A script alone keeps no history."""
 
 
-def _sweep(mark: int) -> None:
-    """End what a killed keeper has left of the run."""
-    deadline = time.monotonic() + 5
-    while (left := tree.members({mark})) and time.monotonic() < deadline:
-        for pid in left[mark]:
-            tree.send(mark, pid, (signal.SIGKILL,))
-        time.sleep(0.01)
-
-
 def _health(entry: Entry, keeper_pid: int) -> Callable[[], dict[str, Any]]:
     from harnessd.server.bodies import health
 
-    return health([entry], keeper_pid=keeper_pid, server_starts=1, storage=lambda: {"ok": True, "kind": "none"})
+    return health(lambda: [entry], keeper_pid=keeper_pid, server_starts=1, storage=lambda: {"ok": True, "kind": "none"})

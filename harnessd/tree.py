@@ -11,6 +11,7 @@ import os
 import resource
 import secrets
 import signal
+import time
 from collections.abc import Container
 
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
@@ -53,6 +54,16 @@ def send(mark: int, pid: int, signals: tuple[signal.Signals, ...]) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def end_all(marks: Container[int], deadline_s: float = 5.0) -> None:
+    """Send SIGKILL to all that wear one of the marks until none is left, or the time is over."""
+    deadline = time.monotonic() + deadline_s
+    while (left := members(marks)) and time.monotonic() < deadline:
+        for mark, pids in left.items():
+            for pid in pids:
+                send(mark, pid, (signal.SIGKILL,))
+        time.sleep(0.005)
 
 
 def start_ticks(pid: int) -> int:

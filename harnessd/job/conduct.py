@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,19 +40,19 @@ def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> 
     """Run the job in this process and end with its exit code."""
     os.set_blocking(ends.mailbox, False)
     mailbox = Mailbox(ends.mailbox, pulse.attach(ends.pulse), journal, dict(spec.config))
+    Cradle._harness = mailbox  # of the class, so that a job keeps its own attributes and can be pickled
     code = 1
     try:
         cradle = as_cradle(job if job is not None else _load(spec))
-        object.__setattr__(cradle, "_harness", mailbox)
         code = _exit_code(_call(cradle.run, spec.args))
     except SystemExit as error:
         code = _system_exit_code(error.code)
     except KeyboardInterrupt:
-        sys.excepthook(*sys.exc_info())
+        _attempt(sys.excepthook, *sys.exc_info())
         leave(signal_number=signal.SIGINT)
     except BaseException as error:
         journal.error("".join(traceback.format_exception_only(error)).strip())
-        sys.excepthook(*sys.exc_info())
+        _attempt(sys.excepthook, *sys.exc_info())
     leave(code)
 
 
@@ -80,26 +81,32 @@ def _exit_code(result: Any) -> int:
 def _system_exit_code(code: Any) -> int:
     if code is None or isinstance(code, int):
         return _exit_code(code)
-    print(code, file=sys.stderr)
+    _attempt(print, code, file=sys.stderr)
     return 1
 
 
 def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
     """End the process as the interpreter would: join threads, run exit functions, flush."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-    except BaseException:
-        traceback.print_exc()
+    _attempt(threading._shutdown)  # type: ignore[attr-defined]
+    _attempt(atexit._run_exitfuncs)
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
+        if stream is not None and not getattr(stream, "closed", False) and not _attempt(stream.flush):
             code = code or 120  # as Python says that it could not flush
     if signal_number is not None:
         signal.signal(signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), signal_number)
     os._exit(code)
+
+
+def _attempt(step: Callable[..., Any], *args: Any, **named: Any) -> bool:
+    """Take a step of the end. What the job's own code raises in it is told, and no later step is left out."""
+    try:
+        step(*args, **named)
+    except BaseException:
+        with suppress(BaseException):  # its stderr may be what fails
+            traceback.print_exc()
+        return False
+    return True
 
 
 def _load(spec: RunSpec) -> object:
@@ -154,6 +161,7 @@ class _Function(Cradle):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)  # the job's, unless the config has one
 
     def run(self, *args: str) -> Any:
         return self._function(self) if _takes_args(self._function) else self._function()

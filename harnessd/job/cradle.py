@@ -24,7 +24,7 @@ from harnessd.wire import MAX_PACKET_BYTES, merged, unpack_command
 class Cradle:
     """Extend it and implement `run`; `get_msg`, `set_status` and `get_config` are there to be called."""
 
-    _harness: Mailbox  # bound by the harness before `run` is called; a subclass need not call super().__init__()
+    _harness: Mailbox  # of the process; bound by the harness before the job is made
 
     def run(self, *args: str) -> int | Awaitable[int | None] | None:
         """The job itself, plain or `async def`. Returning None or 0 is success, another int is the exit code."""
@@ -88,7 +88,7 @@ class Mailbox:
                     return message
                 if ready and ready[0][1] & ~select.POLLIN:  # the harness is gone: nothing will come
                     time.sleep(_seconds(deadline))
-                if time.monotonic() >= deadline:
+                if not time.monotonic() < deadline:  # also for a timeout that is no number
                     return None
         finally:
             self.page[WAITING] = 0

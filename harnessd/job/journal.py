@@ -103,6 +103,8 @@ def _known(value: Any) -> Any:
         return float(value)
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if callable(tolist := getattr(value, "tolist", None)):  # numpy's scalars and arrays

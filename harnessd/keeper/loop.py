@@ -48,6 +48,7 @@ class Keeper:
         self._leaving = False  # no server either
         self._record_until = math.inf
         self._exit_code: int | None = None
+        self._final_code = 0
         self._selector = selectors.DefaultSelector()
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
@@ -132,12 +133,13 @@ class Keeper:
         assert self._server
         code = os.waitstatus_to_exitcode(status)
         self._detach()
-        if not self._server.ready:
-            self._exit_code = code if code > 0 else 1
-            return
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
-        if not expected:
+        if not self._server.ready:  # nor will the next one
+            self._leaving = True
+            self._final_code = code if code > 0 else 1
+            self._end_all(grace_s=None)
+        elif not expected:
             _say(f"the server ended ({_how(code)}); the next one starts in {delay_s:.1f} s")
 
     def _end_all(self, grace_s: float | None) -> None:
@@ -156,7 +158,7 @@ class Keeper:
         if self._server and self._server.pid:
             self._server.leave()
         else:
-            self._exit_code = 0
+            self._exit_code = self._final_code
 
     # the server's socket
 
@@ -214,7 +216,7 @@ class Keeper:
                 raise WireError(f"cannot do {frame.get('op')!r}: this keeper speaks protocol {PROTOCOL}")
             result, reply_fds = handler(self, frame, fds)
             answer |= result
-        except (HarnessError, OSError, KeyError, ValueError) as error:
+        except (HarnessError, OSError, KeyError, TypeError, ValueError) as error:
             answer["error"] = str(error) if isinstance(error, HarnessError) else repr(error)
         self._send(answer, reply_fds)
 
@@ -318,7 +320,7 @@ def _own_handler(number: int) -> Any:
     handler = signal.getsignal(number)
     function = getattr(handler, "func", handler)  # asyncio.Runner installs a partial for SIGINT
     if getattr(function, "__module__", "").startswith("asyncio."):
-        return signal.default_int_handler
+        return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     return signal.SIG_DFL if handler is None else handler
 
 

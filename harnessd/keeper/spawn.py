@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,10 @@ def _fork_into(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which was looked for
             pid = os.fork()
         if pid == 0:
-            become(spec, ends, before, opened)
+            try:
+                become(spec, ends, before, opened)
+            finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
+                os._exit(1)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
@@ -112,7 +116,8 @@ def become(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -> No
         _say(f"harnessd: {why}")
         if journal:
             journal.error(why)
-        os._exit(_EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else _EXIT_CANNOT_EXECUTE)
+        missing = isinstance(error, FileNotFoundError) and error.filename != spec.cwd
+        os._exit(_EXIT_NOT_FOUND if missing else _EXIT_CANNOT_EXECUTE)
     conduct(spec, ends, journal, before.job)
 
 
@@ -252,6 +257,9 @@ def _forget_exit_functions() -> None:
     """Leave out what the user's script registered for its own end, keep what belongs to libraries (as CPython's
     multiprocessing does since 3.13)."""
     atexit._clear()
+    for finalizer in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # the run's own register anew
     if logging := sys.modules.get("logging"):
         atexit.register(logging.shutdown)
     if util := sys.modules.get("multiprocessing.util"):

@@ -26,7 +26,7 @@ def heartbeat(entry: Entry) -> dict[str, Any]:
         "alive": live is not None,
         "pid": live.info.pid if live else None,
         "run": live.run if live else None,
-        "uptime_s": round(live.uptime_s(), 3) if live else None,
+        "uptime_s": round(live.info.uptime_s(), 3) if live else None,
         "restarts": entry.job.restarts,
         "process": figures.shown() if figures else None,
         "pulse": live.pulse() if live else None,
@@ -44,7 +44,7 @@ def summary(entry: Entry) -> dict[str, Any]:
         "state": entry.job.state,
         "want": entry.job.want,
         "pid": entry.live.info.pid if entry.live else None,
-        "uptime_s": round(entry.live.uptime_s(), 3) if entry.live else None,
+        "uptime_s": round(entry.live.info.uptime_s(), 3) if entry.live else None,
         "restarts": entry.job.restarts,
         "last_exit": entry.last_exit.shown() if entry.last_exit else None,
         "tags": list(entry.definition.tags),
@@ -87,7 +87,11 @@ def status(entry: Entry) -> dict[str, Any]:
 
 
 def health(
-    entries: Iterable[Entry], *, keeper_pid: int, server_starts: int, storage: Callable[[], dict[str, Any]]
+    entries: Callable[[], Iterable[Entry]],
+    *,
+    keeper_pid: int,
+    server_starts: int,
+    storage: Callable[[], dict[str, Any]],
 ) -> Callable[[], dict[str, Any]]:
     """Return what tells the daemon's own health; `status` is "ok" or what is wrong."""
     since = time.monotonic()
@@ -101,7 +105,7 @@ def health(
             "server_starts": server_starts,
             "uptime_s": round(time.monotonic() - since, 3),
             "version": __version__,
-            "jobs": dict(Counter(entry.job.state for entry in entries)),
+            "jobs": dict(Counter(entry.job.state for entry in entries())),
             "storage": stored,
         }
 

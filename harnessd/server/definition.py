@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from harnessd.server.jobspec import JobSpec
 from harnessd.server.policy import Rules
-from harnessd.server.settings import ScriptSettings
+from harnessd.server.settings import History, ScriptSettings
 from harnessd.wire import RunSpec
 
 _OWN_VARIABLES = "HARNESSD_"  # the daemon's own, its token among them: never a job's
@@ -31,10 +32,11 @@ class Definition:
     autostart: bool = True
     tags: tuple[str, ...] = ()
     counts_lines: bool = False  # what it writes into its journal has no numbers of its own
+    max_rate: float = math.inf  # statuses a second that are stored
     spec: JobSpec | None = field(default=None, compare=False)
 
 
-def from_file(spec: JobSpec) -> Definition:
+def from_file(spec: JobSpec, history: History) -> Definition:
     """Return the job that a file in the config directory defines."""
     backoff = spec.backoff
     rules = Rules(
@@ -59,6 +61,7 @@ def from_file(spec: JobSpec) -> Definition:
         autostart=spec.autostart,
         tags=tuple(spec.tags),
         counts_lines=spec.command is not None,
+        max_rate=history.overridden(spec.history).max_rate,
         spec=spec,
     )
 

@@ -66,6 +66,15 @@ class Unread:
             self.read.set_result(read)
 
 
+@dataclass(slots=True)
+class Recalled:
+    """What the database knows that the keeper does not tell, by the names of the jobs."""
+
+    statuses: dict[str, Line] = field(default_factory=dict)
+    exits: dict[str, Exit] = field(default_factory=dict)
+    unread: dict[str, dict[int, Command]] = field(default_factory=dict)
+
+
 class Live:
     """A run that has processes."""
 
@@ -95,10 +104,6 @@ class Live:
             raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None
         assert written == len(packet)
 
-    def uptime_s(self) -> float:
-        """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.info.start_ticks / _TICKS_PER_S)
-
     def look_at_pulse(self) -> None:
         """Note whether the run has polled since the last look."""
         polls = self.info.page[POLLS]
@@ -113,7 +118,8 @@ class Live:
         return {"polls": self._polls, "age_s": age_s, "waiting": waiting}
 
     def close(self) -> None:
-        os.close(self.info.mailbox)
+        if self.info.mailbox >= 0:
+            os.close(self.info.mailbox)
         self.info.page.release()
 
 
@@ -131,6 +137,7 @@ class Entry:
         self.timer: asyncio.TimerHandle | None = None
         self.last_status: Line | None = None
         self.last_exit: Exit | None = None
+        self.withdrawn = False  # its file is gone: it is forgotten once it has no run
         self.problems: list[str] = []  # its file is broken; what runs is as it was before
         self._gone: asyncio.Future[None] | None = None
         self._spawned: asyncio.Future[None] | None = None
@@ -186,6 +193,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has no name of its own
         return f"SIG{number}"
-
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,6 +26,10 @@ class LiveRun:
     ending: bool
     mailbox: int  # descriptor, ours to close
     page: memoryview  # its pulse
+
+    def uptime_s(self) -> float:
+        """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S)
 
 
 @dataclass(slots=True)
@@ -51,3 +57,6 @@ class Host(Protocol):
 
     def acknowledge(self, run: int) -> None:
         """Let the host forget how the run ended."""
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")

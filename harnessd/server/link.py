@@ -127,8 +127,8 @@ class Link:
         asyncio.get_running_loop().remove_reader(self._control)
         self.lost.set()
         error = KeeperLost("the keeper is gone")
-        waiting: asyncio.Future[Any]
-        for waiting in (self._hello, *self._replies.values()):
+        waiting_all: list[asyncio.Future[Any]] = [self._hello, *self._replies.values()]
+        for waiting in waiting_all:
             if not waiting.done():
                 waiting.set_exception(error)
                 waiting.exception()  # seen, also when nobody awaits it

@@ -79,7 +79,7 @@ class Job:
     want: Want = Want.DOWN
     life: Life = Stopped()
     failures: int = 0  # one after the other; what decides the backoff
-    restarts: int = 0  # in the job's lifetime
+    restarts: int = 0  # in the job's lifetime, those that nobody asked for
     proven: bool = False  # a run has come up since the spec last changed
 
     @property
@@ -298,7 +298,7 @@ def _launch_and_tell(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 
 def _launch_if_wanted(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    fresh = replace(job, proven=False, failures=0)
+    fresh = _unproven(job)
     return _launch(fresh, event, now, rules) if job.want is Want.UP else Step(fresh)
 
 
@@ -350,7 +350,16 @@ def _resume_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
 def _resume_paused(job: Job, event: Event, now: float, rules: Rules) -> Step:
     if rules.messages:
         return Step(job, (Send(Command.RESUME),))
-    return Step(replace(job, life=Running(_since(job)), proven=True), (Thaw(),))
+    up = now - _since(job) >= rules.start_seconds
+    life = Running(_since(job)) if up else Starting(_since(job))
+    return Step(replace(job, life=life, proven=job.proven or up), (Thaw(),))
+
+
+def _tell_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
+    """It was asked to stop and may go on instead, so it is still to be told."""
+    if isinstance(job.life, Stopping) and job.life.forced:
+        return _refuse(job, event, now, rules)
+    return Step(job, (Send(Command.PAUSE if isinstance(event, PauseAsked) else Command.RESUME),))
 
 
 def _config_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -378,7 +387,20 @@ def _withdraw_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 
 def _replace_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    return _end(replace(job, proven=False, failures=0), now, ExitReason.STOPPED, want=job.want)
+    return _end(_unproven(job), now, ExitReason.STOPPED, want=job.want)
+
+
+def _replace_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
+    """One that is not to come back takes the time it needs, as if its file were the same."""
+    return _replace_live(job, event, now, rules) if job.want is Want.UP else _replace_ended(job, event, now, rules)
+
+
+def _replace_ended(job: Job, event: Event, now: float, rules: Rules) -> Step:
+    return Step(_unproven(job))
+
+
+def _unproven(job: Job) -> Job:
+    return replace(job, proven=False, failures=0)
 
 
 def _shut_down_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -390,15 +412,18 @@ def _shut_down_waiting(job: Job, event: Event, now: float, rules: Rules) -> Step
 
 
 def _read_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    """Reading a command shows that it has come up."""
-    command = event.command if isinstance(event, Read) else None
-    life: Life = Paused(_since(job)) if command is Command.PAUSE else Running(_since(job))
+    """Reading a command shows that it has come up. A STOP that is read here was followed by a START, still unread."""
+    assert isinstance(event, Read)
+    since = _since(job)
+    life: Life = Running(since)
+    match event.command:
+        case Command.STOP:
+            life = Stopping(since, ExitReason.STOPPED, forced=False)
+        case Command.PAUSE:
+            life = Paused(since)
+        case Command.CONFIG if isinstance(job.life, Paused):
+            life = job.life
     return Step(replace(job, life=life, proven=True))
-
-
-def _read_paused(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    resumed = isinstance(event, Read) and event.command is Command.RESUME
-    return Step(replace(job, life=Running(_since(job)))) if resumed else Step(job)
 
 
 def _read_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -444,7 +469,7 @@ def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
 def _end_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
     shut_down = isinstance(job.life, Stopping) and job.life.reason is ExitReason.SHUTDOWN
     if job.want is Want.UP and not shut_down:
-        return Step(replace(job, life=Starting(now), restarts=job.restarts + 1), (Spawn(),))
+        return Step(replace(job, life=Starting(now)), (Spawn(),))
     return Step(replace(job, life=Stopped(), failures=0))
 
 
@@ -455,8 +480,14 @@ def delay_s(failures: int, jitter: float, rules: Rules) -> float:
 
 
 def _end(job: Job, now: float, why: ExitReason, *, want: Want, grace_s: float | None = None) -> Step:
-    stopping = Stopping(_since(job), why, forced=True)
+    stopping = Stopping(_since(job), _overall(job, why), forced=True)
     return Step(replace(job, want=want, life=stopping), (End(grace_s),))
+
+
+def _overall(job: Job, why: ExitReason) -> ExitReason:
+    """Return why the run ends when more than one thing ends it: the daemon's end counts most, then a kill."""
+    reasons = {why, job.life.reason} if isinstance(job.life, Stopping) else {why}
+    return next(one for one in (ExitReason.SHUTDOWN, ExitReason.KILLED, ExitReason.STOPPED) if one in reasons)
 
 
 def _since(job: Job) -> float:
@@ -481,12 +512,14 @@ _HANDLERS: dict[type, dict[State, _Handler]] = {
     PauseAsked: {
         **dict.fromkeys((State.STARTING, State.RUNNING), _pause_live),
         State.PAUSED: _pause_paused,
-        **dict.fromkeys((State.STOPPING, State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _refuse),
+        State.STOPPING: _tell_stopping,
+        **dict.fromkeys((State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _refuse),
     },
     ResumeAsked: {
         **dict.fromkeys((State.STARTING, State.RUNNING), _resume_live),
         State.PAUSED: _resume_paused,
-        **dict.fromkeys((State.STOPPING, State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _refuse),
+        State.STOPPING: _tell_stopping,
+        **dict.fromkeys((State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _refuse),
     },
     ConfigAsked: {
         **dict.fromkeys(LIVE, _config_live),
@@ -506,8 +539,7 @@ _HANDLERS: dict[type, dict[State, _Handler]] = {
         **dict.fromkeys((*LIVE, State.BACKOFF, State.EXITED, State.FAILED), _ignore),
     },
     Read: {
-        **dict.fromkeys((State.STARTING, State.RUNNING), _read_live),
-        State.PAUSED: _read_paused,
+        **dict.fromkeys((State.STARTING, State.RUNNING, State.PAUSED), _read_live),
         State.STOPPING: _read_stopping,
         **dict.fromkeys((State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _ignore),
     },
@@ -523,9 +555,10 @@ _HANDLERS: dict[type, dict[State, _Handler]] = {
         **dict.fromkeys((State.PAUSED, State.STOPPING, State.STOPPED, State.EXITED, State.FAILED), _ignore),
     },
     SpecChanged: {
-        **dict.fromkeys((State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING), _replace_live),
+        **dict.fromkeys((State.STARTING, State.RUNNING, State.PAUSED), _replace_live),
+        State.STOPPING: _replace_stopping,
         **dict.fromkeys((State.BACKOFF, State.FAILED), _launch_if_wanted),
-        **dict.fromkeys((State.STOPPED, State.EXITED), _ignore),
+        **dict.fromkeys((State.STOPPED, State.EXITED), _replace_ended),
     },
     Withdrawn: {
         **dict.fromkeys(LIVE, _withdraw_live),

@@ -11,16 +11,17 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from inotify_simple import INotify, flags
 
 from harnessd.server.tape import Line, Tape
+from harnessd.server.thin import Pace, thin
 
 PAUSE_S = 0.05  # the least time between two readings of one journal
 _RETRY_S = 1.0  # until what could not be stored is read again
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 class LineStore(Protocol):
     """Where lines are stored, together with how far the journal has been read."""
 
-    def put_lines(self, run: int, lines: list[Line], offset: int, lines_count: int) -> Future[None]: ...
+    def put_lines(self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0) -> Future[Any]: ...
 
 
 @dataclass(slots=True)
@@ -40,6 +41,8 @@ class _Journal:
     path: Path
     tape: Tape
     on_lines: Callable[[list[Line]], None]
+    max_rate: float
+    pace: Pace
     watch: int = -1
     read_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -61,9 +64,9 @@ class Reader:
         self._inotify = INotify(nonblocking=True)
         asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_events)
 
-    def follow(self, run: int, tape: Tape, path: Path, on_lines: Callable[[list[Line]], None]) -> None:
-        """Read the run's journal from where the tape stands."""
-        journal = _Journal(run, path, tape, on_lines, stored=(tape.offset, tape.lines))
+    def follow(self, run: int, tape: Tape, path: Path, on_lines: Callable[[list[Line]], None], max_rate: float) -> None:
+        """Read the run's journal from where the tape stands; at most `max_rate` statuses a second are stored."""
+        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), stored=(tape.offset, tape.lines))
         self._journals[run] = journal
         self._read(journal)
 
@@ -165,10 +168,12 @@ class Reader:
         reached = (tape.offset, tape.lines)
         journal.pending += 1
         loop = asyncio.get_running_loop()
-        future = self._store.put_lines(journal.run, lines, *reached)
+        thinned = thin(lines, journal.max_rate, journal.pace, final=journal.on_end is not None)
+        journal.pace = thinned.pace
+        future = self._store.put_lines(journal.run, thinned.lines, *reached, thinned.dropped)
         future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, done))
 
-    def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[None]) -> None:
+    def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[Any]) -> None:
         journal.pending -= 1
         if done.exception() is None:
             journal.stored = max(journal.stored, reached)

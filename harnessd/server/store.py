@@ -33,7 +33,7 @@ from harnessd.server.tape import Line
 from harnessd.server.writer import Lines, Writer, Written
 
 COMMIT_SECONDS = 0.05  # between the beginnings of two commits
-LINES_WAITING = 100_000  # more than that, and `full()` asks for a pause
+LINES_WAITING = 60_000  # more than that, and `full()` asks for a pause
 WAL_LOOK_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -102,11 +102,12 @@ class Store:
             self._known.note(record)
             self._add(record)
 
-    def put_lines(self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0) -> Future[None]:
+    def put_lines(self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0) -> Future[int]:
         """Store the lines of a run, and that its journal is read up to `offset`, which is behind `count` lines.
 
-        `dropped` statuses were left out between them. The future has a StoreError when that did not come to pass: then
-        go back to what was stored last, and read again after a while. Its callbacks run in the store's thread.
+        `dropped` statuses were left out between them. The future has the offset once that is committed; callbacks run in
+        the store's thread. It has a StoreError when that did not come to pass: then go back to what was stored last, and
+        read again after a while.
         """
         tape = Lines(run, lines, offset, count, dropped, _promise())
         with self._wake:
@@ -263,7 +264,7 @@ class Store:
             if isinstance(item, Lines) and item in written.refused:
                 item.stored.set_exception(StoreError(f"cannot store the lines of run {item.run}: no such run"))
             elif isinstance(item, Lines):
-                item.stored.set_result(None)
+                item.stored.set_result(item.offset)
             elif isinstance(item, Future):
                 item.set_result(None)
         if written.events:

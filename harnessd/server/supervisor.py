@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,18 @@ from harnessd.errors import (
     WrongState,
 )
 from harnessd.server import policy
+from harnessd.server.adoption import Adopted
 from harnessd.server.definition import Definition
-from harnessd.server.entry import Entry, Exit, Live, Unread
+from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
 from harnessd.server.host import Host, LiveRun
 from harnessd.server.nearest import did_you_mean
 from harnessd.server.reading import Reader
-from harnessd.server.records import Event, Record, RunEnded, RunStarted
+from harnessd.server.records import Event, Record, RunEnded, RunStarted, Sample
 from harnessd.server.tape import Line, Tape
-from harnessd.states import Command, ExitReason, State
+from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
 
+_OUTBOX = 256  # commands that may wait for a run that is being forked: about what a mailbox holds
 _log = logging.getLogger(__name__)
 
 
@@ -92,9 +94,54 @@ class Supervisor:
         self._entries[definition.name] = entry
         return entry
 
-    def forget(self, name: str) -> None:
-        """Deregister a job that has no run."""
-        self._entries.pop(name, None)
+    def redefine(self, entry: Entry, definition: Definition) -> None:
+        """Put a changed spec in force: with a new run if that needs one, its config with a CONFIG, the rest at once."""
+        before, entry.definition = entry.definition, definition
+        entry.withdrawn = False
+        if before.digest != definition.digest:
+            self.apply(entry, policy.SpecChanged(), "its file has changed")
+        elif before.config != definition.config and entry.live:
+            with suppress(Refused):  # it finds the new config when it starts
+                self._tell_config(entry)
+        self._put_job(entry)
+        self._arm(entry)
+
+    def _tell_config(self, entry: Entry) -> None:
+        event = policy.ConfigAsked()
+        effective = merged(entry.definition.config, entry.overrides)
+        self._command(entry, event, effective, "reload")
+
+    def withdraw(self, entry: Entry) -> None:
+        """Stop a job whose file is gone, and deregister it once it has no run."""
+        entry.withdrawn = True
+        self.apply(entry, policy.Withdrawn(), "its file is gone")
+        self._forget_withdrawn(entry)
+
+    def _forget_withdrawn(self, entry: Entry) -> None:
+        if entry.withdrawn and not entry.job.is_live and not entry.live and self._entries.get(entry.name) is entry:
+            del self._entries[entry.name]
+            self.record(replace(entry.row(_now_us()), removed_us=_now_us()))
+
+    def shut_down(self) -> None:
+        """The keeper ends all runs: nothing is started any more."""
+        self.ending = True
+        for entry in self._entries.values():
+            self.apply(entry, policy.ShutDown(), "the daemon ends")
+
+    def tick(self) -> None:
+        """Look at the pulses; to be called every second."""
+        for entry in self._entries.values():
+            if entry.live:
+                entry.live.look_at_pulse()
+
+    def sample(self, part: int, parts: int) -> None:
+        """Record what the runs use, of one part of the jobs."""
+        now_us = _now_us()
+        for entry in list(self._entries.values())[part::parts]:
+            figures = entry.live.sampler.sample() if entry.live else None
+            if entry.live and figures:
+                used = (figures.cpu_percent, figures.rss_bytes, figures.threads, figures.fds)
+                self.record(Sample(entry.name, entry.live.run, now_us, *used))
 
     def entries(self) -> Iterable[Entry]:
         return self._entries.values()
@@ -129,24 +176,26 @@ class Supervisor:
 
         Raises WrongState, MailboxFull, MailboxClosed, TooLarge, and NotRead when the time is over.
         """
+        receipt, unread = self._command(entry, event, data, actor)
+        if wait_s is None:
+            return receipt
+        await self._wait_read(entry, unread, receipt.verb, wait_s)
+        return replace(receipt, state=entry.job.state, read=True)
+
+    def _command(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
         verb = _verb(event)
-        number = self.next_id()
-        message = self._packet(event, data, number) if entry.definition.rules.messages else b""
         step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
         if step.refused:
             raise WrongState(f"cannot {verb} {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
-        sent = [action for action in step.actions if isinstance(action, policy.Send)]
-        unread = Unread(number, sent[0].command, data, actor, _now_us()) if sent else None
-        launches = any(isinstance(action, policy.Spawn) for action in step.actions)
-        if unread and not launches:
-            self._send(entry, unread, message)
-        self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": bool(sent)})
+        number = self.next_id()
+        sent = next((action.command for action in step.actions if isinstance(action, policy.Send)), None)
+        unread = Unread(number, sent, data, actor, _now_us()) if sent else None
+        if unread:
+            launches = any(isinstance(action, policy.Spawn) for action in step.actions)
+            self._send(entry, unread, _packet(entry, unread), to_next=launches)
+        self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": unread is not None})
         self._take(entry, step, verb)
-        if unread and launches:
-            entry.outbox.append((unread, message))
-        if wait_s is not None:
-            await self._wait_read(entry, unread, verb, wait_s)
-        return Receipt(number, entry.name, verb, entry.job.state, bool(sent), None if wait_s is None else True)
+        return Receipt(number, entry.name, verb, entry.job.state, unread is not None), unread
 
     async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
         """Merge the data into the job's config, for this run and all later ones."""
@@ -198,15 +247,6 @@ class Supervisor:
                 job=entry.name,
                 state=entry.job.state,
             ) from None
-
-    def _packet(self, event: policy.Event, data: Any, number: int) -> bytes:
-        command = _COMMANDS.get(type(event))
-        if command is None:
-            return b""
-        packet = pack_command(command, data, number, time.time())
-        if len(packet) > MAX_PACKET_BYTES:
-            raise TooLarge(f"cannot send {len(packet)} bytes with {command}: at most {MAX_PACKET_BYTES} are allowed")
-        return packet
 
     # policy: the one choke point
 
@@ -329,6 +369,50 @@ class Supervisor:
         if entry.end_with_s is not None:  # a kill or a stop came while it was being forked
             self._host.end(run.run, entry.end_with_s)
 
+    def adopt(self, adopted: Adopted, offset: int, lines: int) -> None:
+        """Take over a job with its run from an earlier server: live, or ended while no server was there."""
+        entry = self._entries[adopted.name]
+        entry.job = adopted.job
+        if isinstance(adopted.run, LiveRun):
+            self.attach(entry, adopted.run, offset=offset, lines=lines)
+            self._note(entry, "adopted", None, {"pid": adopted.run.pid})
+        else:
+            self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
+            self._on_exit(adopted.run)
+        if adopted.outdated:
+            self.apply(entry, policy.SpecChanged(), "changed while no server was there")
+        self._arm(entry)
+
+    def _as_live(self, record: ExitRecord) -> LiveRun:
+        return LiveRun(
+            run=record.run,
+            job=record.job,
+            mark=0,
+            pid=record.pid,
+            start_ticks=0,
+            started_at=record.at - record.wall_s,
+            journal=str(self._folders.journals / f"{record.run}.jsonl"),
+            ending=True,
+            mailbox=-1,
+            page=memoryview(bytearray(16)).cast("Q"),
+        )
+
+    def recall(self, recalled: Recalled) -> None:
+        """Give the jobs back what an earlier server knew of them."""
+        for entry in self._entries.values():
+            entry.last_status = entry.last_status or recalled.statuses.get(entry.name)
+            entry.last_exit = entry.last_exit or recalled.exits.get(entry.name)
+            if entry.live:
+                for number, command in recalled.unread.get(entry.name, {}).items():
+                    entry.live.unread.setdefault(number, Unread(number, command, None, "", 0))
+
+    def resume_idle(self, name: str, job: policy.Job) -> None:
+        """Take over a job without a run as an earlier server left it."""
+        entry = self._entries[name]
+        entry.job = job
+        self._put_job(entry)
+        self._arm(entry)
+
     def read_with(self, reader: Reader) -> None:
         """Begin to read the journals."""
         self._reader = reader
@@ -348,7 +432,9 @@ class Supervisor:
         except OSError as error:
             _log.error("cannot read the journal of %r: %s", entry.name, error)
             return
-        self._reader.follow(live.run, tape, path, lambda found: self._on_lines(entry, live, found))
+        self._reader.follow(
+            live.run, tape, path, lambda found: self._on_lines(entry, live, found), entry.definition.max_rate
+        )
 
     def _on_lines(self, entry: Entry, live: Live, lines: list[Line]) -> None:
         for line in lines:
@@ -370,8 +456,12 @@ class Supervisor:
         if entry.live is live:
             self.apply(entry, policy.Read(unread.command), f"read {unread.command}")
 
-    def _send(self, entry: Entry, unread: Unread, packet: bytes) -> None:
-        if entry.live is None:
+    def _send(self, entry: Entry, unread: Unread, packet: bytes, *, to_next: bool = False) -> None:
+        if entry.live is None or to_next:
+            if len(entry.outbox) >= _OUTBOX:
+                raise MailboxFull(
+                    f"cannot send to {entry.name!r}: {_OUTBOX} commands wait for its start", job=entry.name
+                )
             entry.outbox.append((unread, packet))
             return
         entry.live.send(entry.name, packet, entry.job.state)
@@ -418,6 +508,7 @@ class Supervisor:
         _log.info("%s: run %s %s", entry.name, exit.run, exit.in_words)
         self.apply(entry, ended, exit.in_words)
         entry.told_gone()
+        self._forget_withdrawn(entry)
 
     # history
 
@@ -438,13 +529,14 @@ class Supervisor:
         self.record(entry.row(_now_us()))
 
 
-_COMMANDS: dict[type, Command] = {
-    policy.StartAsked: Command.START,
-    policy.StopAsked: Command.STOP,
-    policy.PauseAsked: Command.PAUSE,
-    policy.ResumeAsked: Command.RESUME,
-    policy.ConfigAsked: Command.CONFIG,
-}
+def _packet(entry: Entry, unread: Unread) -> bytes:
+    packet = pack_command(unread.command, unread.data, unread.id, time.time())
+    if len(packet) > MAX_PACKET_BYTES:
+        raise TooLarge(
+            f"cannot send {len(packet)} bytes with {unread.command}: at most {MAX_PACKET_BYTES} are allowed",
+            job=entry.name,
+        )
+    return packet
 
 
 def _verb(event: policy.Event) -> str:

@@ -27,9 +27,10 @@ UNNUMBERED = 1 << 40  # where the numbers of lines without one begin; their offs
 _LATEST_S = 253_402_300_800  # the year 10000: no ISO time goes further
 _RESYNCS = 16
 
-_OUR_LINES = re.compile(r'^\{"seq":(\d{1,12}),"t":(\d{1,11}\.\d{1,9}),"(status|ack|error)":(.*)\}\n', re.ASCII | re.MULTILINE)
+_OUR_LINES = re.compile(
+    r'^\{"seq":(\d{1,12}),"t":(\d{1,11}\.\d{1,9}),"(status|ack|error)":(.*)\}\n', re.ASCII | re.MULTILINE
+)
 _START = b'{"seq":'
-_BRACE = ord("}")
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # fallocate(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,15 +65,23 @@ class Tape:
         self._skip_hole()
 
     def read(self, limit_bytes: int = 1 << 20, final: bool = False) -> list[Line]:
-        """Return the lines in the next `limit_bytes`; one that is not whole yet is left, unless this is `final`.
+        """Return lines of about the next `limit_bytes`, at least one line; none only if there is none to read now.
 
-        Memory held is at most `limit_bytes` and one line. Raise OSError when the file cannot be read.
+        A line that has not ended is left for later, unless this is `final`. Raise OSError when the file cannot be read.
         """
         if os.fstat(self._fd).st_size < self.offset:
-            self.offset = self._scanned = 0  # somebody wrote with > in place of >>: it begins anew
+            self.offset = self._scanned = self._given_back = 0  # somebody wrote with > in place of >>: it begins anew
+        lines: list[Line] = []
+        before = -1
+        while not lines and self.offset != before:  # a piece may be all empty lines
+            before = self.offset
+            lines = self._piece(min(limit_bytes, MAX_LINE_BYTES), final)
+        return lines
+
+    def _piece(self, limit_bytes: int, final: bool) -> list[Line]:
         data = os.pread(self._fd, limit_bytes, self.offset)
         end = data.rfind(b"\n") + 1
-        if not end and len(data) == limit_bytes <= MAX_LINE_BYTES:
+        if not end and len(data) == limit_bytes:
             data = os.pread(self._fd, MAX_LINE_BYTES + 1, self.offset)
             end = data.find(b"\n") + 1
         if not end and len(data) > MAX_LINE_BYTES:
@@ -110,7 +119,7 @@ class Tape:
         """Return the lines of a piece in which every one is as our own writer writes it, else None."""
         try:
             found = _OUR_LINES.findall(data.decode())
-            if len(found) != data.count(b"\n"):
+            if len(found) != data.count(b"\n") + (data[-1:] not in (b"", b"\n")):
                 return None
             run, numbers = self.run, count(self.lines + 1)
             lines = [
@@ -187,21 +196,13 @@ class Tape:
 
 def _record(raw: bytes, now_us: int) -> tuple[int, int, Kind, str]:
     """Return number (-1: none), time, kind and JSON text of a line; raise one of _NO_RECORD for a torn one."""
-    if (ours := _OURS.match(raw)) and raw[-1] == _BRACE:
-        text = raw[ours.end() : -1].decode()
-        if _scan(text, 0)[1] == len(text):
-            seq, at, kind = ours.groups()
-            return int(seq), int(float(at) * 1e6 + 0.5), _KINDS[kind], text
-    return _foreign(raw.decode().strip(), now_us)
-
-
-def _foreign(text: str, now_us: int) -> tuple[int, int, Kind, str]:
+    text = raw.decode().strip()
     line, end = _scan(text, 0)
     if not isinstance(line, dict) or end != len(text):
         raise ValueError("no JSON object, or something behind it")
-    kind = next((kind for key, kind in _KINDS.items() if key.decode() in line), None)
+    kind = next((kind for kind in _KINDS if kind in line), None)
     if kind is None:
-        raise ValueError("none of " + ", ".join(_KINDS.values()))
+        raise ValueError("none of " + ", ".join(_KINDS))
     seq: Any = line.get("seq")
     at: Any = line.get("t")
     if type(seq) is not int or not 0 <= seq < UNNUMBERED:
@@ -218,7 +219,7 @@ def _bounded(raw: bytes) -> str:
     return raw[:TORN_BYTES].decode("utf-8", "backslashreplace")
 
 
-_KINDS: dict[bytes, Kind] = {b"status": "status", b"ack": "ack", b"error": "error"}
+_KINDS: tuple[Kind, ...] = ("status", "ack", "error")
 _NO_RECORD = (ValueError, StopIteration, RecursionError)  # not of this form, no JSON, or nested too deep
 _decoder = json.JSONDecoder(parse_constant=_no_constant)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]  # what raw_decode calls: (text, index) -> (value, end)

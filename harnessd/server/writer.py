@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, select, update
@@ -32,7 +33,7 @@ class Lines:
     offset: int
     count: int
     dropped: int
-    stored: Future[None]
+    stored: Future[int]  # the offset
 
 
 Item = Record | Lines
@@ -141,7 +142,7 @@ class Writer:
 
     def _store_lines(self, tapes: Sequence[Lines]) -> None:
         statuses: list[Any] = []
-        progress: list[Any] = []
+        progress: dict[int, tuple[Any, ...]] = {}  # one row a run: of two, UPDATE FROM would take any
         for tape in tapes:
             job, before = self._runs[tape.run], len(statuses)
             job_id = self._jobs[job]
@@ -152,9 +153,11 @@ class Writer:
                 else:
                     self._events.append(_said(line, job))
             rows = (len(statuses) - before) // len(_STATUS.columns)
-            progress += (tape.run, tape.offset, tape.count, rows, tape.dropped)
+            *_, rows_before, dropped_before = progress.get(tape.run, (0, 0))
+            counts = (rows_before + rows, dropped_before + tape.dropped)
+            progress[tape.run] = (tape.run, tape.offset, tape.count, *counts)
         self._many(_STATUS, statuses)
-        self._many(_PROGRESS, progress)
+        self._many(_PROGRESS, list(chain.from_iterable(progress.values())))
 
     def _store_samples(self) -> None:
         values: list[Any] = []

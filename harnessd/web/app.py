@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from harnessd.server.settings import Http
 from harnessd.web import fleet, jobs
 from harnessd.web.call import Call, Context
-from harnessd.web.guard import Guard, GuardPolicy
+from harnessd.web.guard import Guard, GuardPolicy, Token
 from harnessd.web.problem import response_for
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -40,6 +41,7 @@ ENDPOINTS = (
     Endpoint("config", ("DELETE",), jobs.clear_config),
     Endpoint("/jobs", ("GET", "HEAD"), fleet.jobs),
     Endpoint("/jobs/{name}", ("GET", "HEAD"), jobs.show),
+    Endpoint("/reload", ("POST",), fleet.reload),
     Endpoint("/healthz", ("GET", "HEAD"), fleet.healthz),
     Endpoint("/", ("GET", "HEAD"), fleet.index),
 )
@@ -99,8 +101,16 @@ class _Resource:
         if handler is None:
             allow = ", ".join(sorted(self._handlers))
             raise HTTPException(405, f"cannot {scope['method']} here: allowed is {allow}", {"Allow": allow})
-        response = await handler(Call(self._context, scope, receive))
+        call = Call(self._context, scope, receive)
+        each = scope["path_params"].get("name") == fleet.ALL
+        response = await (fleet.each(call, handler) if each else handler(call))
         await response(scope, receive, send)
+
+
+def guard_policy(http: Http) -> GuardPolicy:
+    """Return who gets in by the settings."""
+    tokens = (Token("settings", http.token.get_secret_value()),) if http.token else ()
+    return GuardPolicy(frozenset(http.allowed_hosts), tokens)
 
 
 def make_app(context: Context, policy: GuardPolicy) -> ASGIApp:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ class Context:
     supervisor: Supervisor
     health: Callable[[], dict[str, Any]]
     max_body_bytes: int
+    reload: Callable[[], Awaitable[dict[str, Any]]] | None = None
 
 
 class Call:
@@ -37,6 +38,7 @@ class Call:
         self.context = context
         self.scope = scope
         self._receive = receive
+        self._body: bytes | None = None
 
     @property
     def actor(self) -> str:
@@ -64,8 +66,16 @@ class Call:
 
     async def data(self) -> Any:
         """The data of a command, from the body or from the query."""
-        body = await read_body(self.scope, self._receive, self.context.max_body_bytes)
-        return command_data(body, self.query, RESERVED)
+        if self._body is None:
+            self._body = await read_body(self.scope, self._receive, self.context.max_body_bytes)
+        return command_data(self._body, self.query, RESERVED)
+
+    def of(self, entry: Entry) -> Call:
+        """The same request for one job of several."""
+        other = Call(self.context, self.scope, self._receive)
+        other._body = self._body
+        other.entry = entry
+        return other
 
 
 def answer(body: Mapping[str, Any], status: int = 200) -> Response:

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
 from starlette.responses import Response
 
 from harnessd import __version__
+from harnessd.errors import Refused, WrongState
 from harnessd.server import bodies
+from harnessd.server.entry import Entry
 from harnessd.web.call import Call, answer
+from harnessd.web.problem import problem
+
+ALL = "all"  # in place of a name: every job
 
 
 async def jobs(call: Call) -> Response:
+    return answer({"jobs": [bodies.summary(entry) for entry in _chosen(call)]})
+
+
+async def each(call: Call, handler: Callable[[Call], Awaitable[Response]]) -> Response:
+    """What the handler answers for every job, or for those with `?tag=`; one result a job, with its own status."""
+    await call.data()
+    entries = _chosen(call)
+    responses = await asyncio.gather(*(_answered(call.of(entry), handler) for entry in entries))
+    results = [
+        {"job": entry.name, "status_code": response.status_code, "body": json.loads(bytes(response.body))}
+        for entry, response in zip(entries, responses, strict=True)
+    ]
+    return answer({"results": results}, 207)
+
+
+async def _answered(call: Call, handler: Callable[[Call], Awaitable[Response]]) -> Response:
+    try:
+        return await handler(call)
+    except Refused as error:
+        return problem(error)
+
+
+def _chosen(call: Call) -> list[Entry]:
     tag, state = call.parameter("tag"), call.parameter("state")
-    chosen = [
+    chosen = (
         entry
         for entry in call.supervisor.entries()
         if (tag is None or tag in entry.definition.tags) and (state is None or state == entry.job.state)
-    ]
-    return answer({"jobs": [bodies.summary(entry) for entry in sorted(chosen, key=lambda entry: entry.name)]})
+    )
+    return sorted(chosen, key=lambda entry: entry.name)
+
+
+async def reload(call: Call) -> Response:
+    if call.context.reload is None:
+        raise WrongState("cannot reload: a script has no config directory")
+    return answer(await call.context.reload())
 
 
 async def healthz(call: Call) -> Response:

@@ -1,0 +1,413 @@
+"""`harnessd serve`: many jobs. The process that is started is the keeper; the server is its child.
+
+Above the line is what the keeper's process loads, the standard library alone. Below it is the server: it reads the
+configuration and asks for the runs first, and loads web and SQL while the keeper forks them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harnessd.keeper import warm
+from harnessd.keeper.loop import Keeper
+from harnessd.keeper.respawn import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harnessd.server.adoption import Plan
+    from harnessd.server.configdir import Loaded
+    from harnessd.server.definition import Definition
+    from harnessd.server.host import Inventory
+    from harnessd.server.link import Link
+    from harnessd.server.records import Loaded as Known
+    from harnessd.server.records import Record
+    from harnessd.server.settings import Http, Settings
+    from harnessd.server.store import Store
+    from harnessd.server.supervisor import Supervisor
+
+
+def serve(argv: list[str]) -> int:
+    """Be the keeper of a config directory until told to end. Return the exit code."""
+    parser = argparse.ArgumentParser(prog="harnessd serve", description="Run every job of a config directory.")
+    parser.add_argument("config_dir", type=Path, help="holds harnessd.toml and jobs/")
+    config_dir = parser.parse_args(argv).config_dir.absolute()
+    warm.load()
+
+    return Keeper(server=ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir)])).run()
+
+
+# The server
+
+
+def main(config_dir: str, control: int) -> int:
+    """Be the server. Return the exit code; 2 says that the configuration cannot be used."""
+    import logging
+
+    import uvloop
+
+    from harnessd.errors import ConfigError, HarnessError
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        uvloop.run(Daemon(Path(config_dir)).run(socket.socket(fileno=control)))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    except HarnessError as error:
+        print(f"harnessd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Daemon:
+    """The server from its first to its last breath."""
+
+    def __init__(self, config_dir: Path) -> None:
+        self._config_dir = config_dir
+        self._early: list[Record] = []  # what is to be recorded before there is a store
+        self._store: Store | None = None
+        self._leave = asyncio.Event()
+
+    async def run(self, control: socket.socket) -> None:
+        """Adopt what is there, start what is wanted, serve until told to leave or until the keeper is gone."""
+        from harnessd.server.link import Link
+
+        link = Link(control)
+        try:
+            await self._run(link)
+        finally:
+            link.close()
+
+    async def _run(self, link: Link) -> None:
+        from harnessd.server import places
+        from harnessd.server.supervisor import Folders, Supervisor
+
+        hello = await link.hello()
+        inventory = await link.inventory()
+        self._loaded, self._settings = self._configuration(link, inventory)
+        settings = self._settings
+        state = places.state_dir(settings.state_dir)
+        places.make_private(state)
+        _hold_lock(link, inventory, state, hello["pid"])
+        journals = places.of_daemon(places.runtime_dir(settings.runtime_dir), state)
+        if settings.journal == "disk":
+            journals = state / "journal"
+        for folder in (journals.parent, journals):
+            places.make_private(folder, traversable=folder != state)
+        (state / "log").mkdir(exist_ok=True)
+        supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, state / "log"), self._record)
+        supervisor.default_job = settings.default_job
+        link.on_ending = supervisor.shut_down
+        known = self._known(state)
+        plan = self._start_jobs(supervisor, inventory, known, cold=hello["server_starts"] == 1)
+        if hello["ending"]:
+            supervisor.shut_down()
+        self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
+        await self._serve(link, hello, inventory, supervisor, plan, known, state)
+
+    def _record(self, record: Record) -> None:
+        if self._store:
+            self._store.put(record)
+        else:
+            self._early.append(record)
+
+    def _note(self, kind: str, data: dict[str, Any], job: str | None = None) -> None:
+        import time
+
+        from harnessd.server.records import Event
+
+        self._record(Event(kind, time.time_ns() // 1000, job=job, data=data))
+
+    # the configuration
+
+    def _configuration(self, link: Link, inventory: Inventory) -> tuple[Loaded, Settings]:
+        """Return what the files say; a later server falls back on what the one before it could read."""
+        from dataclasses import replace
+
+        from harnessd.errors import ConfigError
+        from harnessd.server import configdir, lastgood
+
+        before = lastgood.read(inventory.stored.get("configuration", []))
+        try:
+            loaded = configdir.load(self._config_dir)
+            problems = loaded.settings_problems
+        except ConfigError as error:
+            if not before:
+                raise
+            loaded, problems = before, error.problems
+        settings = loaded.settings or (before.settings if before else None)
+        if settings is None:
+            raise ConfigError(problems)
+        if before:
+            broken = {name: spec for name, spec in before.jobs.items() if name in loaded.problems}
+            loaded = replace(loaded, jobs={**broken, **loaded.jobs})
+        lastgood.keep(link, replace(loaded, settings=settings))
+        return loaded, settings
+
+    def _definitions(self) -> dict[str, Definition]:
+        from harnessd.server.definition import from_file
+
+        return {name: from_file(spec, self._settings.history) for name, spec in self._loaded.jobs.items()}
+
+    # the jobs
+
+    def _known(self, state: Path) -> Known:
+        from harnessd.server.desired import load_fast
+
+        if self._settings.database is None:
+            return load_fast(state / "harnessd.db")
+        self._open_store(state)
+        assert self._store
+        return self._store.load()
+
+    def _open_store(self, state: Path) -> None:
+        from harnessd.server.store import Store
+
+        if self._store is None:
+            self._store = Store.open(self._settings.database or state / "harnessd.db")
+            for record in self._early:
+                self._store.put(record)
+            self._early.clear()
+
+    def _start_jobs(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
+        import json
+        import time
+
+        from harnessd.server import policy
+        from harnessd.server.adoption import plan
+
+        definitions = self._definitions()
+        found = plan(definitions, known, inventory.live, inventory.exits, cold=cold, now=time.monotonic())
+        overrides = {row.name: json.loads(row.overrides) for row in known.jobs}
+        supervisor.seen_id(known.last_run)
+        _end_lost(found)
+        for definition in definitions.values():
+            entry = supervisor.add(definition, overrides.get(definition.name))
+            entry.problems = self._loaded.problems.get(definition.name, [])
+        offsets = {run.id: (run.journal_offset, run.journal_lines) for run in (*known.runs, *known.unread)}
+        for adopted in found.adopted:
+            supervisor.adopt(adopted, *offsets.get(adopted.run.run, (0, 0)))
+        for name, job in found.idle.items():
+            supervisor.resume_idle(name, job)
+        for name in found.launch:
+            why = "the daemon has started" if cold else "the server was restarted"
+            supervisor.apply(supervisor.find(name), policy.Autostart(), why)
+        return found
+
+    # serving
+
+    async def _serve(
+        self,
+        link: Link,
+        hello: dict[str, Any],
+        inventory: Inventory,
+        supervisor: Supervisor,
+        plan: Plan,
+        known: Known,
+        state: Path,
+    ) -> None:
+        import signal
+
+        from harnessd.server.bodies import health
+        from harnessd.server.reading import Reader
+        from harnessd.web.app import guard_policy, make_app
+        from harnessd.web.call import Context
+        from harnessd.web.serving import HttpServer
+
+        http = self._settings.http
+        listening = _listen(link, inventory, http)
+        self._open_store(state)
+        store = self._store
+        assert store
+        reader = Reader(store, self._on_stored)
+        _read_left_over(reader, known, plan, self._on_stored, self._record)
+        await self._recall(supervisor, known)
+        supervisor.read_with(reader)
+        told = health(
+            supervisor.entries, keeper_pid=hello["pid"], server_starts=hello["server_starts"], storage=store.health
+        )
+        context = Context(supervisor, told, http.max_body_bytes, self._reload)
+        server = HttpServer(make_app(context, guard_policy(http)), [listening])
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        link.on_reload = lambda: _spawn_reload(self._reload)
+        self._supervisor, self._link = supervisor, link
+        await server.start()
+        link.ready()
+        _say_serving(http.host, listening, len(self._loaded.jobs))
+        ticking = loop.create_task(_tick(supervisor, self._settings.sample_seconds))
+        await self._until_told(link)
+        ticking.cancel()
+        await server.stop()
+        if link.lost.is_set():
+            _end_all(supervisor)
+        reader.close()
+        await asyncio.to_thread(store.close)
+
+    def _on_stored(self, run: int) -> None:
+        from harnessd.server.records import JournalDone
+
+        self._record(JournalDone(run))
+
+    async def _recall(self, supervisor: Supervisor, known: Known) -> None:
+        """Give each job its last status, its last exit and its unread commands back."""
+        import logging
+
+        from harnessd.server.recall import recall
+
+        since_us = min((run.started_us for run in known.runs), default=0) - 60_000_000
+        assert self._store
+        try:
+            with self._store.readers.connect() as connection:
+                supervisor.recall(recall(connection, max(0, since_us)))
+        except Exception as error:  # a database that cannot be read is no reason not to serve
+            logging.getLogger(__name__).error("cannot recall the jobs' last statuses: %s", error)
+            self._store.suspect(error)
+
+    async def _until_told(self, link: Link) -> None:
+        waiting = [asyncio.ensure_future(self._leave.wait()), asyncio.ensure_future(link.lost.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+
+    async def _reload(self) -> dict[str, Any]:
+        """Read the config directory again and bring the jobs in line with it. Return what was done."""
+        from dataclasses import replace
+
+        from harnessd.server import configdir, lastgood
+        from harnessd.server.reload import reload
+
+        loaded = await asyncio.to_thread(configdir.load, self._config_dir)
+        settings = loaded.settings or self._settings
+        answer = reload(self._supervisor, loaded, settings)
+        answer["restart_needed"] = _needs_new_server(self._settings, settings)
+        self._supervisor.default_job = settings.default_job
+        kept = {entry.name: entry.definition.spec for entry in self._supervisor.entries() if entry.definition.spec}
+        self._loaded = replace(loaded, settings=settings, jobs=kept)
+        lastgood.keep(self._link, self._loaded)
+        self._note("reload", answer)
+        return answer
+
+
+def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> None:
+    """Lock the state directory in the keeper's name; the keeper holds the lock from server to server."""
+    from harnessd.server import places
+
+    if "lock" not in inventory.stored:
+        fd = places.lock(state)
+        places.sign_lock(fd, keeper_pid)
+        link.store("lock", [fd])
+        os.close(fd)
+
+
+def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
+    """Return the listening socket: the one that the keeper holds, unless the settings name another address."""
+    from harnessd.web.serving import bind
+
+    name = f"http {http.host} {http.port}"
+    if held := inventory.stored.get(name):
+        return socket.socket(fileno=held[0])
+    for other in inventory.stored:
+        if other.startswith("http "):
+            link.store(other, [])
+    listening = bind(http.host, http.port)
+    link.store(name, [listening.fileno()])
+    return listening
+
+
+def _end_lost(plan: Plan) -> None:
+    """Nothing of a run may be left whose keeper was killed."""
+    from harnessd import tree
+
+    tree.end_all({run.mark for run in plan.lost})
+
+
+def _end_all(supervisor: Supervisor) -> None:
+    """The keeper was killed: its runs died with it, and what they had started must not stay."""
+    from harnessd import tree
+
+    tree.end_all({entry.live.info.mark for entry in supervisor.entries() if entry.live})
+    print("harnessd: the keeper was killed; every run has ended with it", file=sys.stderr)
+
+
+def _read_left_over(
+    reader: Any, known: Known, plan: Plan, on_stored: Callable[[int], None], record: Callable[[Record], None]
+) -> None:
+    """Store what runs said that have ended while nobody read it."""
+    import math
+    import time
+
+    from harnessd.server.records import RunEnded
+    from harnessd.server.tape import Tape
+    from harnessd.states import ExitReason
+
+    now_us = time.time_ns() // 1000
+    for run in plan.lost:
+        record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
+    for run in (*plan.lost, *known.unread):
+        path = Path(run.journal)
+        try:
+            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)
+        except OSError:  # it lay in memory, and the host was restarted
+            on_stored(run.id)
+            continue
+        reader.follow(run.id, tape, path, lambda _: None, math.inf)
+        reader.finish(run.id, lambda: None)
+
+
+def _needs_new_server(old: Settings, new: Settings) -> list[str]:
+    """Return the settings that have changed and are in force only after a restart of the server (SIGUSR2)."""
+    applied = {"default_job", "history"}
+    return [key for key in type(new).model_fields if key not in applied and getattr(old, key) != getattr(new, key)]
+
+
+def _spawn_reload(reload: Callable[[], Any]) -> None:
+    import logging
+
+    from harnessd.errors import HarnessError
+
+    async def tried() -> None:
+        try:
+            answer = await reload()
+            logging.getLogger(__name__).info("reloaded: %s", {key: value for key, value in answer.items() if value})
+        except HarnessError as error:
+            logging.getLogger(__name__).error("cannot reload: %s", error)
+
+    task = asyncio.get_running_loop().create_task(tried())
+    _reloads.add(task)
+    task.add_done_callback(_reloads.discard)
+
+
+_reloads: set[asyncio.Task[None]] = set()
+
+
+async def _tick(supervisor: Supervisor, sample_seconds: float) -> None:
+    parts = max(1, round(sample_seconds))
+    part = 0
+    while True:
+        await asyncio.sleep(sample_seconds / parts)
+        supervisor.tick()
+        supervisor.sample(part, parts)
+        part = (part + 1) % parts
+
+
+def _say_serving(host: str, listening: socket.socket, jobs: int) -> None:
+    import logging
+
+    from harnessd.web.serving import url_of
+
+    url = url_of(host, listening.getsockname()[1])
+    logging.getLogger(__name__).info("serving %d jobs on %s", jobs, url)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

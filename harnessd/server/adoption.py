@@ -1,0 +1,112 @@
+"""What a server that starts makes of what it finds: pure.
+
+A server knows nothing by itself. The database says what was wanted, the keeper what lives and what has ended since, the
+config directory what the jobs are. With a keeper that is new, too, nothing lives, and autostart decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from harnessd.server import policy
+from harnessd.server.definition import Definition
+from harnessd.server.host import LiveRun
+from harnessd.server.records import JobRow, Loaded, RunStarted
+from harnessd.states import ExitReason, State, Want
+from harnessd.wire import ExitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A job with its run, live or ended unseen."""
+
+    name: str
+    job: policy.Job
+    run: LiveRun | ExitRecord
+    outdated: bool  # the job was changed since the run began
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do, in this order."""
+
+    lost: list[RunStarted] = field(default_factory=list)  # their keeper died with them
+    strays: list[LiveRun | ExitRecord] = field(default_factory=list)  # of jobs that no file defines any more
+    adopted: list[Adopted] = field(default_factory=list)
+    idle: dict[str, policy.Job] = field(default_factory=dict)  # jobs without a run, as they were
+    launch: list[str] = field(default_factory=list)  # of these, those to start
+
+
+def plan(
+    definitions: Mapping[str, Definition],
+    known: Loaded,
+    live: Iterable[LiveRun],
+    exits: Iterable[ExitRecord],
+    *,
+    cold: bool,
+    now: float,
+) -> Plan:
+    """Return what to do. `cold`: this server is the first of its keeper."""
+    result = Plan()
+    rows = {row.name: row for row in known.jobs}
+    digests = {run.id: run.spec_digest for run in known.runs}
+    held: set[int] = set()
+    with_run: set[str] = set()
+    found: list[LiveRun | ExitRecord] = [*live, *exits]
+    for run in found:
+        held.add(run.run)
+        definition = definitions.get(run.job)
+        if definition is None:
+            result.strays.append(run)
+            continue
+        with_run.add(run.job)
+        outdated = digests.get(run.run, definition.digest) != definition.digest
+        result.adopted.append(Adopted(run.job, _job_with_run(rows.get(run.job), run, definition, now), run, outdated))
+    result.lost = [run for run in known.runs if run.id not in held]
+    for name, definition in definitions.items():
+        if name in with_run:
+            continue
+        row = rows.get(name)
+        result.idle[name] = _idle_job(row, definition, cold, now)
+        if _is_to_start(row, definition, cold):
+            result.launch.append(name)
+    return result
+
+
+def _job_with_run(row: JobRow | None, run: LiveRun | ExitRecord, definition: Definition, now: float) -> policy.Job:
+    since = now - run.mono_s if isinstance(run, ExitRecord) else now - run.uptime_s()
+    ending = isinstance(run, LiveRun) and run.ending
+    if row is None:  # the database was lost: it runs, so it was wanted
+        return policy.Job(Want.UP, policy.Running(since), proven=True)
+    life: policy.Life = policy.Running(since)
+    if row.state == State.STOPPING or ending:
+        life = policy.Stopping(since, ExitReason.STOPPED, forced=ending or not definition.rules.messages)
+    elif row.state == State.PAUSED:
+        life = policy.Paused(since)
+    elif not row.ever_up and now - since < definition.rules.start_seconds:
+        life = policy.Starting(since)
+    return policy.Job(Want(row.want), life, row.failures, row.restarts, row.ever_up)
+
+
+def _idle_job(row: JobRow | None, definition: Definition, cold: bool, now: float) -> policy.Job:
+    if row is None:
+        return policy.Job()
+    proven = row.ever_up and row.digest == definition.digest
+    if cold:
+        return policy.Job(restarts=row.restarts, proven=proven)
+    life: policy.Life = policy.Stopped()
+    if row.state == State.BACKOFF:
+        life = policy.Backoff(now + policy.delay_s(max(1, row.failures), 0.0, definition.rules))
+    elif row.state == State.FAILED:
+        life = policy.Failed()
+    elif row.state == State.EXITED:
+        life = policy.Exited()
+    return policy.Job(Want(row.want), life, row.failures, row.restarts, proven)
+
+
+def _is_to_start(row: JobRow | None, definition: Definition, cold: bool) -> bool:
+    """A warm start goes on where the last server was, which may have died between deciding to start and starting."""
+    if cold or row is None or row.removed_us is not None:
+        return definition.autostart
+    return row.want == Want.UP and row.state in policy.LIVE

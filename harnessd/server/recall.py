@@ -1,0 +1,50 @@
+"""What a new server recalls from the database of what it does not hear from the keeper: the last words of each job."""
+
+from __future__ import annotations
+
+import json
+
+from sqlalchemy import Connection, text
+
+from harnessd.server.entry import Exit, Recalled
+from harnessd.server.tape import Line
+from harnessd.states import Command, ExitReason
+
+_STATUSES = """
+SELECT job.name, status.run_id, status.seq, status.at_us, status.status
+FROM job JOIN status ON status.id = (
+    SELECT s.id FROM status s WHERE s.run_id = (
+        SELECT max(run.id) FROM run WHERE run.job_id = job.id AND run.status_rows > 0
+    ) ORDER BY s.seq DESC LIMIT 1
+) WHERE job.removed_us IS NULL
+"""
+_EXITS = """
+SELECT job.name, run.id, run.exit_code, run.signal, run.reason, run.ended_us
+FROM job JOIN run ON run.id = (
+    SELECT max(r.id) FROM run r WHERE r.job_id = job.id AND r.ended_us IS NOT NULL
+) WHERE job.removed_us IS NULL
+"""
+_COMMANDS = """
+SELECT job.name, event.kind, event.data FROM event JOIN job ON job.id = event.job_id
+WHERE event.kind IN ('command', 'read', 'unread') AND event.at_us >= :since_us ORDER BY event.id
+"""
+
+
+def recall(connection: Connection, since_us: int) -> Recalled:
+    """Return the last status and exit of each job, and the commands queued since then that were not read."""
+    found = Recalled()
+    for name, run, seq, at_us, status in connection.execute(text(_STATUSES)):
+        found.statuses[name] = Line(run, seq, at_us, "status", status)
+    for name, run, code, signal, reason, ended_us in connection.execute(text(_EXITS)):
+        found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6)
+    for name, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
+        _note(found.unread.setdefault(name, {}), kind, json.loads(data))
+    return found
+
+
+def _note(unread: dict[int, Command], kind: str, data: dict[str, object]) -> None:
+    number = int(str(data["id"]))
+    if kind != "command":
+        unread.pop(number, None)
+    elif data["queued"]:
+        unread[number] = Command(str(data["verb"]).upper())

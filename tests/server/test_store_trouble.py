@@ -1,0 +1,279 @@
+"""What happens to the file happens here: locked, full, gone, damaged, killed in mid-commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.rows import RUN, job_row, run_started, status_lines
+
+from harnessd.errors import StoreError
+from harnessd.server import desired
+from harnessd.server.records import Event, RunEnded
+from harnessd.server.store import Store
+from harnessd.server.tape import Tape
+
+OpenStore = Callable[..., Store]
+ROOT = Path(desired.__file__).parents[2]
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def failed(future: Future[Any]) -> bool:
+    return isinstance(future.exception(10), StoreError)
+
+
+def set_aside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.corrupt-*Z"))
+
+
+def test_while_another_holds_the_lock_records_wait_and_lines_are_refused(store: Store, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.put(Event("tick", 1))
+        lines = store.put_lines(RUN, status_lines(1, 3), offset=3, count=3)
+        assert failed(lines)
+        health = store.health()
+        assert (health["ok"], health["lines_waiting"]) == (False, 0)
+        assert "locked" in str(health["error"])
+        assert failed(store.put_lines(RUN, status_lines(1, 3), offset=3, count=3))
+        other.execute("ROLLBACK")
+    store.flush().result(10)
+    store.put_lines(RUN, status_lines(1, 3), offset=3, count=3).result(10)
+    assert rows(path, "SELECT count(*) FROM event WHERE kind = 'tick'") == [(1,)]
+    assert rows(path, "SELECT seq FROM status") == [(1,), (2,), (3,)]
+    until(
+        lambda: len(rows(path, "SELECT id FROM event WHERE kind = 'storage'")) == 2, "failure and recovery are events"
+    )
+    assert store.health()["ok"]
+
+
+def test_a_reader_in_a_long_transaction_stops_nothing(store: Store, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM status").fetchone() == (0,)
+        for number in range(20):
+            lines = status_lines(number * 1000 + 1, number * 1000 + 1000)
+            store.put_lines(RUN, lines, offset=number, count=number).result(10)
+        assert reader.execute("SELECT count(*) FROM status").fetchone() == (0,)
+        assert store.health()["wal_bytes"] > 1_000_000  # type: ignore[operator]
+    assert rows(path, "SELECT count(*) FROM status") == [(20_000,)]
+
+
+def test_a_long_write_ahead_log_is_cut_once_its_reader_is_gone(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harnessd.server.database.WAL_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr("harnessd.server.store.WAL_LOOK_SECONDS", 0.0)
+    store = open_store()
+    store.put(job_row())
+    store.put(run_started())
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM status").fetchone()
+        store.put_lines(RUN, status_lines(1, 20_000), offset=1, count=1).result(10)
+        assert store.health()["wal_bytes"] > 1 << 20  # type: ignore[operator]
+    store.put(Event("tick", 1))
+    store.flush().result(10)
+    until(lambda: store.health()["wal_bytes"] < 1 << 20, "the log is cut")  # type: ignore[operator]
+
+
+def test_after_the_file_is_deleted_a_new_one_begins_with_what_is_known(store: Store, path: Path) -> None:
+    begun: list[int] = []
+    store.on_new_database = lambda: begun.append(1)
+    store.put(Event("tick", 1))
+    store.put_lines(RUN, status_lines(1, 3), offset=30, count=3).result(10)
+    path.unlink()
+    assert failed(store.put_lines(RUN, status_lines(4, 6), offset=60, count=6))
+    store.flush().result(10)
+    store.put_lines(RUN, status_lines(4, 6), offset=60, count=6).result(10)
+    assert rows(path, "SELECT seq FROM status") == [(4,), (5,), (6,)]
+    assert rows(path, "SELECT id, journal_offset FROM run") == [(RUN, 60)]
+    assert rows(path, "SELECT name, want FROM job") == [("etl", "up")]
+    assert begun == [1]
+    assert rows(path, "SELECT min(id) > 1000000 FROM event") == [(1,)], "ids go on above those that were given"
+
+
+def test_a_damaged_database_is_set_aside_by_name_and_a_new_one_begun(store: Store, path: Path) -> None:
+    store.put(RunEnded(RUN, 77))
+    store.put_lines(RUN, status_lines(1, 5000), offset=5000, count=5000).result(10)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.write(b"\x5a" * 4096 * 40)
+    until(lambda: store.put(Event("tick", 1)) or set_aside(path), "the damage is noticed")
+    store.flush().result(10)
+    assert len(set_aside(path)) == 1
+    assert rows(path, "SELECT id, ended_us, journal_offset FROM run") == [(RUN, 77, 5000)]
+    (data,) = rows(path, "SELECT data FROM event WHERE kind = 'storage' ORDER BY id LIMIT 1")[0]
+    assert json.loads(data)["set_aside"] == str(set_aside(path)[0])
+    until(lambda: store.health()["ok"], "all is well again")
+
+
+def test_damage_that_a_reader_meets_is_acted_upon(store: Store, path: Path) -> None:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    store.suspect(error)
+    until(lambda: set_aside(path), "it is set aside")
+    store.suspect(sqlite3.OperationalError("database is locked"))
+    store.flush().result(10)
+    assert len(set_aside(path)) == 1
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 1000, b"SQLite format 3\0" + b"\x5a" * 8192])
+def test_the_daemon_boots_with_a_damaged_database(path: Path, open_store: OpenStore, content: bytes) -> None:
+    path.write_bytes(content)
+    assert desired.load_fast(path).error
+    store = open_store(path)
+    store.put(job_row())
+    store.flush().result(10)
+    assert set_aside(path)[0].read_bytes() == content
+    assert rows(path, "SELECT name FROM job") == [("etl",)]
+
+
+def test_the_daemon_boots_where_no_database_can_be_and_stores_later(path: Path, open_store: OpenStore) -> None:
+    path.mkdir()
+    store = open_store(path)
+    store.put(job_row())
+    store.put(run_started())
+    assert not store.health()["ok"]
+    assert store.load().error
+    path.rmdir()
+    store.flush().result(10)
+    assert rows(path, "SELECT id FROM run") == [(RUN,)]
+
+
+def test_without_a_file_nothing_is_wanted_and_nothing_is_made(tmp_path: Path) -> None:
+    assert desired.load_fast(tmp_path / "no.db") == desired.Loaded()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_desired_state_is_read_without_sqlalchemy() -> None:
+    code = "import sys, harnessd.server.desired, harnessd.server.tape; sys.exit('sqlalchemy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENV)
+
+
+FULL = """
+import resource, sys, time
+from harnessd.server.store import Store
+from harnessd.server.records import Event
+from helpers.rows import RUN, job_row, run_started, status_lines
+store = Store.open(sys.argv[1])
+store.put(job_row()); store.put(run_started()); store.flush().result(10)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))
+stored = 0
+while store.health()["ok"]:
+    future = store.put_lines(RUN, status_lines(stored + 1, stored + 500), stored + 500, stored + 500)
+    if future.exception(10):
+        break
+    stored += 500
+store.put(Event("tick", 1))
+assert 0 < stored < 100_000, stored
+assert not store.health()["ok"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+store.flush().result(20)
+store.put_lines(RUN, status_lines(stored + 1, stored + 500), stored + 500, stored + 500).result(10)
+store.close()
+print(stored + 500)
+"""
+
+
+def test_after_a_full_disk_what_waited_is_stored_once(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, path], env=ENV, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    stored = int(done.stdout)
+    assert rows(path, "SELECT count(*), max(seq) FROM status") == [(stored, stored)]
+    assert rows(path, "SELECT journal_offset FROM run") == [(stored,)]
+    assert rows(path, "SELECT count(*) FROM event WHERE kind = 'tick'") == [(1,)]
+
+
+READER = """
+import sys
+from pathlib import Path
+from harnessd.server.store import Store
+from harnessd.server.tape import Tape
+from helpers.rows import RUN, job_row, run_started
+store = Store.open(sys.argv[1])
+store.put(job_row()); store.put(run_started())
+run = (*store.load().runs, run_started())[0]
+tape = Tape(Path(sys.argv[2]), RUN, offset=run.journal_offset, lines=run.journal_lines)
+while True:
+    if lines := tape.read(4096):
+        stored = store.put_lines(RUN, lines, tape.offset, tape.lines)
+        stored.add_done_callback(lambda stored: tape.give_back(stored.result()))
+    elif sys.argv[3] == "final":
+        break
+store.close()
+"""
+
+
+def test_killed_at_any_moment_every_line_is_stored_once(path: Path, tmp_path: Path) -> None:
+    journal, seqs, chance = tmp_path / "journal", 0, random.Random(1)
+    journal.touch()
+
+    def write(count: int) -> int:
+        with journal.open("a") as file:
+            file.writelines(
+                f'{{"seq":{seq},"t":1.5,"status":{{"n":{seq}}}}}\n' for seq in range(seqs + 1, seqs + count + 1)
+            )
+        return seqs + count
+
+    for _ in range(15):
+        stored = count(path)
+        reader = subprocess.Popen([sys.executable, "-c", READER, path, journal, "on"], env=ENV)
+        seqs = write(5_000)
+        until(lambda stored=stored: count(path) > stored, "something is stored")  # type: ignore[misc]
+        seqs = write(5_000)
+        time.sleep(chance.random() * 0.05)
+        reader.send_signal(signal.SIGKILL)
+        reader.wait(10)
+    subprocess.run([sys.executable, "-c", READER, path, journal, "final"], env=ENV, check=True, timeout=60)
+    assert rows(path, "SELECT count(*), count(DISTINCT seq), min(seq), max(seq) FROM status") == [(seqs, seqs, 1, seqs)]
+    assert rows(path, "SELECT journal_offset, journal_lines, status_rows FROM run") == [
+        (journal.stat().st_size, seqs, seqs)
+    ]
+    assert rows(path, "SELECT count(*) FROM event") == [(0,)], "no line was torn by what was given back"
+
+
+def count(path: Path) -> int:
+    try:
+        return int(rows(path, "SELECT count(*) FROM status")[0][0])
+    except sqlite3.OperationalError:
+        return 0  # not made yet, or being recovered
+
+
+def test_lines_refused_are_read_again_from_what_was_stored(store: Store, path: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text("".join(f'{{"seq":{seq},"t":1.5,"status":{seq}}}\n' for seq in range(1, 1001)))
+    tape = Tape(journal, RUN)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert failed(store.put_lines(RUN, tape.read(), tape.offset, tape.lines))
+        other.execute("ROLLBACK")
+    tape.rewind(0, 0)
+    store.flush().result(10)
+    store.put_lines(RUN, tape.read(), tape.offset, tape.lines).result(10)
+    assert rows(path, "SELECT count(*), max(seq) FROM status") == [(1000, 1000)]
