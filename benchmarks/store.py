@@ -17,6 +17,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from harnessd.server.records import JobRow, RunStarted
@@ -51,7 +52,7 @@ def raw_rate(path: Path, seconds: float) -> float:
     prepare(path).close()
     seqs, rows_done, spent = 0, 0, 0.0
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for pragma in ("synchronous = normal", "foreign_keys = on", "cache_size = -32768", "wal_autocheckpoint = 4000"):
+        for pragma in ("synchronous = normal", "foreign_keys = on", "cache_size = -32768", "wal_autocheckpoint = 1000"):
             connection.execute(f"PRAGMA {pragma}")
         while spent < seconds:
             now = time.time()
@@ -102,19 +103,25 @@ def end_to_end_rate(path: Path, seconds: float) -> tuple[float, float]:
 
 def consume(store: Store, tapes: list[Tape]) -> int:
     """Read all journals to their ends; return the number of lines when every one is committed."""
-    rows, unread, unstored = 0, deque(tapes), deque[Future[int]]()
+    rows, unread, unstored = 0, deque(tapes), deque[Future[None]]()
     while unread:
         tape = unread.popleft()
         while store.full():
             unstored.popleft().result()
+        since = tape.offset
         if lines := tape.read(PIECE_BYTES):
             rows += len(lines)
-            stored = store.put_lines(tape.run, lines, tape.offset, tape.lines)
-            stored.add_done_callback(lambda stored, tape=tape: tape.give_back(stored.result()))  # type: ignore[misc]
+            stored = store.put_lines(tape.run, lines, tape.offset, tape.lines, since=since)
+            stored.add_done_callback(partial(give_back, tape, tape.offset))
             unstored.append(stored)
             unread.append(tape)
     store.flush().result()
     return rows
+
+
+def give_back(tape: Tape, offset: int, stored: Future[None]) -> None:
+    stored.result()
+    tape.give_back(offset)
 
 
 def commit_latency_ms(store: Store) -> float:

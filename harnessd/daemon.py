@@ -107,6 +107,8 @@ class Daemon:
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, state / "log"), self._record)
         supervisor.default_job = settings.default_job
         link.on_ending = supervisor.shut_down
+        link.on_preload_failed = self._on_preload_failed
+        link.preload(settings.preload)
         known = self._known(state)
         plan = self._start_jobs(supervisor, inventory, known, cold=hello["server_starts"] == 1)
         if hello["ending"]:
@@ -126,6 +128,12 @@ class Daemon:
         from harnessd.server.records import Event
 
         self._record(Event(kind, time.time_ns() // 1000, job=job, data=data))
+
+    def _on_preload_failed(self, modules: list[str], why: str) -> None:
+        import logging
+
+        logging.getLogger(__name__).error("%s; the jobs are forked without %s", why, ", ".join(modules))
+        self._note("preload-failed", {"modules": modules, "why": why})
 
     # the configuration
 
@@ -291,6 +299,7 @@ class Daemon:
         answer = reload(self._supervisor, loaded, settings)
         answer["restart_needed"] = _needs_new_server(self._settings, settings)
         self._supervisor.default_job = settings.default_job
+        self._link.preload(settings.preload)
         kept = {entry.name: entry.definition.spec for entry in self._supervisor.entries() if entry.definition.spec}
         self._loaded = replace(loaded, settings=settings, jobs=kept)
         lastgood.keep(self._link, self._loaded)
@@ -366,7 +375,7 @@ def _read_left_over(
 
 def _needs_new_server(old: Settings, new: Settings) -> list[str]:
     """Return the settings that have changed and are in force only after a restart of the server (SIGUSR2)."""
-    applied = {"default_job", "history"}
+    applied = {"default_job", "history", "preload"}
     return [key for key in type(new).model_fields if key not in applied and getattr(old, key) != getattr(new, key)]
 
 

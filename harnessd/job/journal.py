@@ -132,12 +132,19 @@ def _plain(value: Any, above: tuple[int, ...]) -> Any:
             return [_plain(item, inside) for item in list(value)]
         return _plain(_known(value), inside)
     except Exception:  # an object of the job's own that fails when it is looked at is no reason to fail the job
-        return f"<{type(value).__name__}>"
+        return _failing(value)
 
 
 def _key(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    if key is None or isinstance(key, bool | int | float):
-        return json.dumps(key)
-    return str(_known(key))
+    try:
+        if isinstance(key, str):
+            return key
+        if key is None or isinstance(key, bool | int | float):
+            return json.dumps(key)
+        return str(_known(key))
+    except Exception:  # as above
+        return _failing(key)
+
+
+def _failing(value: Any) -> str:
+    return f"<{type(value).__name__}>"

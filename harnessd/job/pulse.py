@@ -13,6 +13,8 @@ import os
 
 POLLS = 0  # how often the run called get_msg
 WAITING = 1  # 1 while a call waits for a command, which is no hang
+CLAIM = 2  # the pid of the process that is this run, where more than one may take itself for it
+VOID = 0xFFFFFFFF  # in its place: none of them is
 
 _BYTES = mmap.PAGESIZE
 

@@ -59,13 +59,14 @@ class Children:
         self.live[child.spec.run] = child
         self._by_pid[child.pid] = child
 
-    def reaped(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
-        """Note the end of a child of the keeper's; one that is no run's first process is a stranger or an orphan."""
+    def reaped(self, pid: int, status: int, usage: resource.struct_rusage) -> bool:
+        """Note the end of a child of the keeper's. Return False for one that is no run's first process."""
         child = self._by_pid.pop(pid, None)
         if child is None:
-            return
+            return False
         child.exit = _record(child, status, usage)
         child.probe_at = 0.0  # at once, as nothing may be left
+        return True
 
     def end(self, run: int, grace_s: float) -> None:
         """Send SIGTERM to the run's whole tree, and SIGKILL to what is left of it after the grace."""

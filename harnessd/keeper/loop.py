@@ -18,21 +18,30 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from harnessd import __version__
+from harnessd.channel import Channel
 from harnessd.errors import HarnessError, SpawnFailed, WireError
-from harnessd.keeper.children import Children
+from harnessd.job import pulse
+from harnessd.keeper.children import Child, Children
 from harnessd.keeper.respawn import ServerProcess
-from harnessd.keeper.spawn import Pristine, fork
-from harnessd.wire import PROTOCOL, Frame, FrameReader, RunSpec, pack_frame
+from harnessd.keeper.spawn import Pristine, fork, prepare
+from harnessd.keeper.zygote import Zygote
+from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 _RECORD_S = 5.0  # how long the keeper waits at its end for the server to store the last exits
+
+
+class Answer(NamedTuple):
+    """What a request is answered with."""
+
+    frame: Frame = {}  # noqa: RUF012 - never changed
+    fds: tuple[int, ...] = ()
 
 
 class Keeper:
@@ -60,9 +69,9 @@ class Keeper:
             job=job,
             script=server is None,
         )
-        self._control: socket.socket | None = None
-        self._reader = FrameReader()
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._control: Channel | None = None
+        self._zygote: Zygote | None = None
+        self._unclaimed: dict[int, tuple[int, resource.struct_rusage]] = {}
         self._prepare()
         if control:
             self._attach(control)
@@ -88,6 +97,8 @@ class Keeper:
                     self._on_signals(os.read(self._wakeup, 4096))
                 elif key.fileobj is self._control:
                     self._on_control(events)
+                elif self._zygote and key.fileobj is self._zygote.channel:
+                    self._on_zygote(events)
 
     def _timeout(self) -> float | None:
         due = min(self._children.due(), math.inf if self._leaving else self._record_until)
@@ -126,8 +137,8 @@ class Keeper:
                 pid, status, usage = ended
                 if self._server and pid == self._server.pid:
                     self._on_server_end(status)
-                else:
-                    self._children.reaped(pid, status, usage)
+                elif not self._children.reaped(pid, status, usage) and self._zygote and self._zygote.waiting:
+                    self._unclaimed[pid] = (status, usage)  # of a run, maybe, that the zygote has not told of yet
 
     def _on_server_end(self, status: int) -> None:
         assert self._server
@@ -163,11 +174,8 @@ class Keeper:
     # the server's socket
 
     def _attach(self, control: socket.socket) -> None:
-        control.setblocking(False)
-        self._control = control
-        self._reader = FrameReader()
-        self._unsent.clear()
-        self._selector.register(control, selectors.EVENT_READ)
+        self._control = Channel(control)
+        self._selector.register(self._control, selectors.EVENT_READ)
         self._send(
             {
                 "event": "hello",
@@ -188,18 +196,17 @@ class Keeper:
     def _on_control(self, events: int) -> None:
         assert self._control
         if events & selectors.EVENT_WRITE:
-            self._flush()
+            self._control.flush()
+            self._watch(self._control)
         if not events & selectors.EVENT_READ:
             return
         try:
-            alive = self._reader.receive(self._control)
-            while found := self._reader.next():
-                self._on_frame(*found)
-        except BlockingIOError:
-            return
+            frames, alive = self._control.receive()
         except WireError as error:  # it cannot be trusted any more; as root, the next server starts afresh
             _say(f"{error}; the connection is closed")
-            alive = False
+            frames, alive = [], False
+        for frame, fds in frames:
+            self._on_frame(frame, fds)
         if not alive:
             self._detach()
             if self._server is None:
@@ -208,94 +215,141 @@ class Keeper:
                 self._server.leave()
 
     def _on_frame(self, frame: Frame, fds: list[int]) -> None:
-        answer: Frame = {"re": frame.get("id")}
-        reply_fds: list[int] = []
         try:
             handler = _OPERATIONS.get(frame.get("op", ""))
             if handler is None:
                 raise WireError(f"cannot do {frame.get('op')!r}: this keeper speaks protocol {PROTOCOL}")
-            result, reply_fds = handler(self, frame, fds)
-            answer |= result
+            answer = handler(self, frame, fds)
         except (HarnessError, OSError, KeyError, TypeError, ValueError) as error:
-            answer["error"] = str(error) if isinstance(error, HarnessError) else repr(error)
-        self._send(answer, reply_fds)
+            answer = Answer({"error": str(error) if isinstance(error, HarnessError) else repr(error)})
+        if answer is not None:
+            self._answer(frame.get("id"), answer)
+
+    def _answer(self, request: int | None, answer: Answer) -> None:
+        self._send({"re": request} | answer.frame, answer.fds)
 
     def _send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
-        if self._control is None:
-            return
-        fds = list(fds)
-        self._unsent.append((pack_frame(frame | {"fds": len(fds)}), fds))
-        self._flush()
+        if self._control:
+            self._control.send(frame, fds)
+            self._watch(self._control)
 
-    def _flush(self) -> None:
-        assert self._control
-        try:
-            while self._unsent:
-                data, fds = self._unsent[0]
-                sent = socket.send_fds(self._control, [data], fds) if fds else self._control.send(data)
-                if sent == len(data):
-                    self._unsent.popleft()
-                else:
-                    self._unsent[0] = (data[sent:], [])
-        except BlockingIOError:
-            pass
-        except OSError:  # the server is gone: its end of the socket says so next
-            self._unsent.clear()
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
-        self._selector.modify(self._control, wanted)
+    def _watch(self, channel: Channel) -> None:
+        self._selector.modify(channel, selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.is_blocked else 0))
 
     # what the server may ask for
 
-    def _op_list(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_list(self, frame: Frame, fds: list[int]) -> Answer | None:
         for child in self._children.live.values():
             self._send(child.to_frame() | {"event": "child"}, [child.mailbox, child.pulse])
         for record in self._children.exits.values():
             self._send(record.to_frame() | {"event": "exit"})
         for name, held in self._stored.items():
             self._send({"event": "stored", "name": name}, held)
-        return {}, []
+        return Answer()
 
-    def _op_spawn(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_spawn(self, frame: Frame, fds: list[int]) -> Answer | None:
         spec = RunSpec.from_frame(frame["spec"])
         if self._ending:
             raise SpawnFailed(f"cannot start {spec.job!r}: the daemon is ending")
         if spec.run in self._children.live or spec.run in self._children.exits:
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
-        child = fork(spec, self._pristine)
-        self._children.add(child)
-        return child.to_frame(), [child.mailbox, child.pulse]
+        prepared = prepare(spec)
+        if self._zygote and not spec.command and not spec.python:
+            self._zygote.fork(frame.get("id"), prepared)
+            self._watch(self._zygote.channel)
+            return None  # it is answered when the zygote says which process it is
+        return self._started(fork(prepared, self._pristine))
 
-    def _op_end(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _started(self, child: Child) -> Answer:
+        self._children.add(child)
+        return Answer(child.to_frame(), (child.mailbox, child.pulse))
+
+    def _op_preload(self, frame: Frame, fds: list[int]) -> Answer | None:
+        """Have later runs forked from a process that has imported the modules; with none, from the keeper."""
+        if self._zygote and self._zygote.modules == frame["modules"]:
+            return Answer()
+        if self._zygote:
+            self._drop_zygote()
+        if frame["modules"]:
+            self._zygote = Zygote(list(frame["modules"]), self._pristine)
+            self._selector.register(self._zygote.channel, selectors.EVENT_READ)
+        return Answer()
+
+    def _op_end(self, frame: Frame, fds: list[int]) -> Answer | None:
         if frame["run"] in self._children.live:
             self._children.end(frame["run"], frame["grace"])
-        return {}, []
+        return Answer()
 
-    def _op_signal(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_signal(self, frame: Frame, fds: list[int]) -> Answer | None:
         if frame["run"] in self._children.live:
             signals = tuple(signal.Signals(number) for number in frame["signals"])
             self._children.signal(frame["run"], signals, whole_tree=frame["tree"])
-        return {}, []
+        return Answer()
 
-    def _op_ack(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_ack(self, frame: Frame, fds: list[int]) -> Answer | None:
         self._children.exits.pop(frame["run"], None)
-        return {}, []
+        return Answer()
 
-    def _op_store(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_store(self, frame: Frame, fds: list[int]) -> Answer | None:
         for fd in self._stored.pop(frame["name"], []):
             os.close(fd)
         if fds:
             self._stored[frame["name"]] = fds
-        return {}, []
+        return Answer()
 
-    def _op_ready(self, frame: Frame, fds: list[int]) -> tuple[Frame, list[int]]:
+    def _op_ready(self, frame: Frame, fds: list[int]) -> Answer | None:
         if self._server:
             self._server.ready = True
-        return {}, []
+        return Answer()
+
+    # the zygote
+
+    def _on_zygote(self, events: int) -> None:
+        assert self._zygote
+        if events & selectors.EVENT_WRITE:
+            self._zygote.channel.flush()
+            self._watch(self._zygote.channel)
+        try:
+            frames, alive = self._zygote.channel.receive()
+        except WireError:
+            frames, alive = [], False
+        failed = "" if alive else "the process that holds the preloaded modules has died"
+        for frame, _ in frames:
+            failed = frame.get("failed", failed)
+            if "pid" in frame:
+                self._on_forked(frame["run"], frame["pid"])
+        if failed:
+            self._send({"event": "preload-failed", "modules": self._zygote.modules, "why": failed})
+            self._drop_zygote()
+
+    def _on_forked(self, run: int, pid: int) -> None:
+        assert self._zygote
+        waiting = self._zygote.waiting.pop(run)
+        pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pid
+        self._answer(waiting.request, self._started(waiting.prepared.child(pid)))
+        if pid in self._unclaimed:
+            self._children.reaped(pid, *self._unclaimed.pop(pid))
+        if not self._zygote.waiting:
+            self._unclaimed.clear()
+
+    def _drop_zygote(self) -> None:
+        """Let it go; what it was asked for and has not done is forked from the keeper."""
+        zygote, self._zygote = self._zygote, None
+        assert zygote
+        self._selector.unregister(zygote.channel)
+        zygote.channel.close()
+        for waiting in zygote.waiting.values():
+            pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
+            try:
+                answer = self._started(fork(waiting.prepared, self._pristine))
+            except SpawnFailed as error:
+                answer = Answer({"error": str(error)})
+            self._answer(waiting.request, answer)
 
     def _own_fds(self) -> list[int]:
         """Return what this keeper has open, so that a run closes it."""
         fds = [self._selector.fileno(), self._wakeup, self._wakeup_write]
-        fds += [self._control.fileno()] if self._control else []
+        fds += [channel.fileno() for channel in (self._control, self._zygote and self._zygote.channel) if channel]
         for held in self._stored.values():
             fds += held
         for child in self._children.live.values():
@@ -303,7 +357,7 @@ class Keeper:
         return fds
 
 
-_Operation = Callable[[Keeper, Frame, list[int]], tuple[Frame, list[int]]]
+_Operation = Callable[[Keeper, Frame, list[int]], Answer | None]
 _OPERATIONS: dict[str, _Operation] = {
     "list": Keeper._op_list,
     "spawn": Keeper._op_spawn,
@@ -312,6 +366,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "ack": Keeper._op_ack,
     "store": Keeper._op_store,
     "ready": Keeper._op_ready,
+    "preload": Keeper._op_preload,
 }
 
 

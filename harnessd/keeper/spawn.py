@@ -52,28 +52,62 @@ class Pristine:
     script: bool  # in single job mode: the process is a copy of the user's script
 
 
-def fork(spec: RunSpec, before: Pristine) -> Child:
-    """Make the run's descriptors and fork it. Raise SpawnFailed when the system refuses."""
-    if len(os.listdir("/proc/self/task")) > 1:
-        raise SpawnFailed(f"cannot start {spec.job!r}: the keeper has more than one thread, a fork would be unsafe")
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that has its descriptors and no process yet."""
+
+    spec: RunSpec
+    ends: Ends
+    mailbox: int  # the keeper's end
+    started_at: float
+    started_mono: float
+
+    def close_ends(self) -> None:
+        """Close what is the run's alone, once it has it."""
+        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output):
+            if fd is not None:
+                os.close(fd)
+
+    def close(self) -> None:
+        self.close_ends()
+        os.close(self.mailbox)
+        os.close(self.ends.pulse)
+
+    def child(self, pid: int) -> Child:
+        """Return the run as the keeper holds it, now that it is a process."""
+        self.close_ends()
+        ticks = tree.start_ticks(pid)
+        return Child(self.spec, pid, self.started_at, self.started_mono, ticks, self.mailbox, self.ends.pulse)
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Make the run's descriptors. Raise SpawnFailed when the system refuses."""
     opened: list[int] = []
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        opened += (mailbox := ours.detach(), run_mailbox := theirs.detach())
-        opened.append(page := pulse.create())
-        opened.append(journal := _open_to_append(spec.journal, spec))
+        opened += (ours.detach(), theirs.detach())
+        opened.append(pulse.create())
+        opened.append(_open_to_append(spec.journal, spec))
         if spec.output:
             opened.append(_open_to_append(spec.output, spec))
-        started_at, started_mono = time.time(), time.monotonic()
-        pid = _fork_into(spec, Ends(run_mailbox, page, journal, opened[4] if spec.output else None), before, opened)
     except OSError as error:
         for fd in opened:
             os.close(fd)
         raise SpawnFailed(f"cannot start {spec.job!r}: {_reason(error)}") from error
-    for fd in set(opened) - {mailbox, page}:
-        os.close(fd)
-    return Child(spec, pid, started_at, started_mono, tree.start_ticks(pid), mailbox, page)
+    return Prepared(spec, Ends(*opened[1:]), opened[0], time.time(), time.monotonic())
+
+
+def fork(prepared: Prepared, before: Pristine) -> Child:
+    """Fork the run from this process. Raise SpawnFailed when the system refuses."""
+    try:
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise OSError(errno.EDEADLK, "the keeper has more than one thread, a fork would be unsafe")
+        pid = _fork_into(prepared, before)
+    except OSError as error:
+        prepared.close()
+        raise SpawnFailed(f"cannot start {prepared.spec.job!r}: {_reason(error)}") from error
+    return prepared.child(pid)
 
 
 def _open_to_append(path: str, spec: RunSpec) -> int:
@@ -83,7 +117,7 @@ def _open_to_append(path: str, spec: RunSpec) -> int:
     return fd
 
 
-def _fork_into(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -> int:
+def _fork_into(prepared: Prepared, before: Pristine) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in the run
     try:
         with warnings.catch_warnings():
@@ -91,7 +125,7 @@ def _fork_into(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -
             pid = os.fork()
         if pid == 0:
             try:
-                become(spec, ends, before, opened)
+                become(prepared.spec, prepared.ends, before, [prepared.mailbox])
             finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
                 os._exit(1)
         return pid
@@ -99,12 +133,12 @@ def _fork_into(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
 
 
-def become(spec: RunSpec, ends: Ends, before: Pristine, opened: list[int]) -> NoReturn:
-    """Turn this process, just forked, into the run."""
+def become(spec: RunSpec, ends: Ends, before: Pristine, others: list[int]) -> NoReturn:
+    """Turn this process, just forked, into the run; `others` are descriptors that are none of its own."""
     journal = None
     try:
         os.setsid()
-        ends = _place_fds(ends, [*before.own_fds(), *opened])
+        ends = _place_fds(ends, [*before.own_fds(), *others])
         journal = Journal(ends.journal, ends.pulse, spec.journal_max_bytes)
         _set_identity(spec, before)
         _restore_signals(before)

@@ -57,6 +57,13 @@ class Backlog:
             batch.append(item)
         return batch
 
+    def take_lines(self) -> list[Lines]:
+        """Return all lines that wait, out of their order with the rest: they are not stored for now."""
+        lines = [item for item in self._queue if isinstance(item, Lines)]
+        self._queue = deque(item for item in self._queue if not isinstance(item, Lines))
+        self.lines = 0
+        return lines
+
     def drain(self) -> Iterable[Waiting]:
         """Return all that waits, for good."""
         items, self._queue, self.lines = list(self._queue), deque(), 0

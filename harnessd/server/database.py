@@ -21,7 +21,7 @@ from harnessd.server import migrations
 
 BUSY_MS = 1000  # a database locked for longer counts as failing
 WAL_LIMIT_BYTES = 64 << 20  # a larger write-ahead log is cut as soon as no reader needs it
-_CHECKPOINT_PAGES = 4000
+_CHECKPOINT_PAGES = 1000
 _WRITER_CACHE_KIB = 32 << 10
 
 

@@ -7,24 +7,21 @@ import itertools
 import os
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from harnessd.channel import Channel
 from harnessd.errors import KeeperLost, SpawnFailed, WireError
 from harnessd.job import pulse
 from harnessd.server.host import Inventory, LiveRun
-from harnessd.wire import PROTOCOL, ExitRecord, Frame, FrameReader, RunSpec, pack_frame
+from harnessd.wire import PROTOCOL, ExitRecord, Frame, RunSpec
 
 
 class Link:
     """Speaks with the keeper. Use it in the event loop; every callback runs there."""
 
     def __init__(self, control: socket.socket) -> None:
-        control.setblocking(False)
-        self._control = control
-        self._reader = FrameReader()
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._channel = Channel(control)
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[tuple[Frame, list[int]]]] = {}
         self._hello: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
@@ -33,7 +30,8 @@ class Link:
         self.on_exit: Callable[[ExitRecord], None] = lambda _: None
         self.on_reload: Callable[[], None] = lambda: None
         self.on_ending: Callable[[], None] = lambda: None
-        asyncio.get_running_loop().add_reader(control, self._on_readable)
+        self.on_preload_failed: Callable[[list[str], str], None] = lambda _, __: None
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._on_readable)
 
     async def hello(self) -> Frame:
         """Return the keeper's greeting: protocol, version, pid, server_starts, ending. Raise WireError, KeeperLost."""
@@ -71,14 +69,18 @@ class Link:
         """Have the keeper hold copies of the descriptors for the next server; none lets it drop what it holds."""
         self._tell({"op": "store", "name": name}, fds)
 
+    def preload(self, modules: list[str]) -> None:
+        """Have later runs forked from a process that has imported these; `on_preload_failed` tells when it cannot."""
+        self._tell({"op": "preload", "modules": modules})
+
     def ready(self) -> None:
         """Say that this server serves."""
         self._tell({"op": "ready"})
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._control)
-        asyncio.get_running_loop().remove_writer(self._control)
-        self._control.close()
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        asyncio.get_running_loop().remove_writer(self._channel.fileno())
+        self._channel.close()
 
     async def _ask(self, frame: Frame) -> tuple[Frame, list[int]]:
         if self.lost.is_set():
@@ -90,41 +92,32 @@ class Link:
         return await reply
 
     def _tell(self, frame: Frame, fds: Iterable[int] = ()) -> None:
-        fds = [os.dup(fd) for fd in fds]
-        self._unsent.append((pack_frame(frame | {"fds": len(fds)}), fds))
-        self._flush()
+        self._channel.send(frame, fds)
+        self._watch()
 
     def _flush(self) -> None:
-        try:
-            while self._unsent:
-                data, fds = self._unsent[0]
-                sent = socket.send_fds(self._control, [data], fds) if fds else self._control.send(data)
-                for fd in fds:
-                    os.close(fd)
-                self._unsent[0] = (data[sent:], [])
-                if sent == len(data):
-                    self._unsent.popleft()
-        except BlockingIOError:
-            asyncio.get_running_loop().add_writer(self._control, self._flush)
-            return
-        except OSError:
-            self._unsent.clear()  # the keeper is gone; the reading side says so
-        asyncio.get_running_loop().remove_writer(self._control)
+        self._channel.flush()
+        self._watch()
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._channel.is_blocked:
+            loop.add_writer(self._channel.fileno(), self._flush)
+        else:
+            loop.remove_writer(self._channel.fileno())
 
     def _on_readable(self) -> None:
         try:
-            alive = self._reader.receive(self._control)
-            while found := self._reader.next():
-                self._on_frame(*found)
-        except BlockingIOError:
-            return
+            frames, alive = self._channel.receive()
         except WireError:
-            alive = False
+            frames, alive = [], False
+        for frame, fds in frames:
+            self._on_frame(frame, fds)
         if not alive:
             self._on_lost()
 
     def _on_lost(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._control)
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self.lost.set()
         error = KeeperLost("the keeper is gone")
         waiting_all: list[asyncio.Future[Any]] = [self._hello, *self._replies.values()]
@@ -157,6 +150,8 @@ class Link:
                 self.on_reload()
             case "ending":
                 self.on_ending()
+            case "preload-failed":
+                self.on_preload_failed(frame["modules"], frame["why"])
 
 
 def _live_run(frame: Frame, fds: list[int]) -> LiveRun:

@@ -390,11 +390,6 @@ def _replace_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
     return _end(_unproven(job), now, ExitReason.STOPPED, want=job.want)
 
 
-def _replace_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    """One that is not to come back takes the time it needs, as if its file were the same."""
-    return _replace_live(job, event, now, rules) if job.want is Want.UP else _replace_ended(job, event, now, rules)
-
-
 def _replace_ended(job: Job, event: Event, now: float, rules: Rules) -> Step:
     return Step(_unproven(job))
 
@@ -555,8 +550,7 @@ _HANDLERS: dict[type, dict[State, _Handler]] = {
         **dict.fromkeys((State.PAUSED, State.STOPPING, State.STOPPED, State.EXITED, State.FAILED), _ignore),
     },
     SpecChanged: {
-        **dict.fromkeys((State.STARTING, State.RUNNING, State.PAUSED), _replace_live),
-        State.STOPPING: _replace_stopping,
+        **dict.fromkeys(LIVE, _replace_live),
         **dict.fromkeys((State.BACKOFF, State.FAILED), _launch_if_wanted),
         **dict.fromkeys((State.STOPPED, State.EXITED), _replace_ended),
     },

@@ -16,8 +16,8 @@ from sqlalchemy import Column, Connection, Select, and_, bindparam, delete, exis
 from harnessd.server.records import Keep
 from harnessd.server.schema import event, job, run, sample, status
 
-STEP_SECONDS = 0.005  # aimed at, so that a step stays well under 20 ms
-_FIRST_ROWS, _MOST_ROWS = 50, 2000
+STEP_SECONDS = 0.003  # aimed at, so that a step stays well under 20 ms
+_FIRST_ROWS, _MOST_ROWS = 50, 1000
 _DAY_US = 86_400 * 1_000_000
 
 
@@ -75,7 +75,7 @@ class Trim:
         with self._connection.begin():
             gone = take(self._rows)
         fast = time.monotonic() - began < STEP_SECONDS
-        self._rows = min(_MOST_ROWS, self._rows * 2) if fast else max(1, self._rows // 4)
+        self._rows = min(_MOST_ROWS, self._rows * 5 // 4 + 1) if fast else max(1, self._rows // 4)
         return gone
 
     def _statuses(self, which: Select[Any], limit: int) -> int:

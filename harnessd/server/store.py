@@ -102,14 +102,17 @@ class Store:
             self._known.note(record)
             self._add(record)
 
-    def put_lines(self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0) -> Future[int]:
+    def put_lines(
+        self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0, since: int | None = None
+    ) -> Future[None]:
         """Store the lines of a run, and that its journal is read up to `offset`, which is behind `count` lines.
 
-        `dropped` statuses were left out between them. The future has the offset once that is committed; callbacks run in
-        the store's thread. It has a StoreError when that did not come to pass: then go back to what was stored last, and
-        read again after a while.
+        `dropped` statuses were left out between them. The future is done once that is committed; callbacks run in
+        the store's thread. It has a StoreError when that did not come to pass: then go back to what was stored last
+        and read again after a while. With `since`, the offset at which the lines begin, they are refused as well when
+        those before them were: so any number of them may be on the way.
         """
-        tape = Lines(run, lines, offset, count, dropped, _promise())
+        tape = Lines(run, lines, since, offset, count, dropped, _promise())
         with self._wake:
             failing = self._health.error is not None and time.monotonic() < self._health.retry_at
             if not failing and not self._closing:
@@ -262,9 +265,10 @@ class Store:
                 self._backlog.add(Event("storage", time.time_ns() // 1000, data=data))
         for item in batch:
             if isinstance(item, Lines) and item in written.refused:
-                item.stored.set_exception(StoreError(f"cannot store the lines of run {item.run}: no such run"))
+                why = written.refused[item]
+                item.stored.set_exception(StoreError(f"cannot store the lines of run {item.run}: {why}"))
             elif isinstance(item, Lines):
-                item.stored.set_result(item.offset)
+                item.stored.set_result(None)
             elif isinstance(item, Future):
                 item.set_result(None)
         if written.events:
@@ -278,10 +282,10 @@ class Store:
         if trouble is Trouble.ROWS and connected and batch:
             self._sort_out(batch, failure, error)
             return
-        lines = [item for item in batch if isinstance(item, Lines)]
         kept = [item for item in batch if not isinstance(item, Lines | Exception)]
         with self._wake:
             first = self._health.failed(error)
+            lines = [*(item for item in batch if isinstance(item, Lines)), *self._backlog.take_lines()]
             # It may be that only the answer was lost: no other events must get the ids of these.
             self._backlog.last_event += sum(len(item.lines) for item in lines)
             if trouble is Trouble.LOST:

@@ -62,7 +62,7 @@ class Tape:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._given_back = 0
         self._scanned = 0
-        self._skip_hole()
+        self._is_new = True
 
     def read(self, limit_bytes: int = 1 << 20, final: bool = False) -> list[Line]:
         """Return lines of about the next `limit_bytes`, at least one line; none only if there is none to read now.
@@ -71,6 +71,8 @@ class Tape:
         """
         if os.fstat(self._fd).st_size < self.offset:
             self.offset = self._scanned = self._given_back = 0  # somebody wrote with > in place of >>: it begins anew
+        if self._is_new:
+            self._skip_hole()
         lines: list[Line] = []
         before = -1
         while not lines and self.offset != before:  # a piece may be all empty lines
@@ -188,6 +190,7 @@ class Tape:
 
     def _skip_hole(self) -> None:
         """Go past space given back before: the offset is behind it, unless the database that had it is lost."""
+        self._is_new = False
         try:
             self.offset = os.lseek(self._fd, self.offset, os.SEEK_DATA)
         except OSError:

@@ -7,6 +7,7 @@ thinned alike at any pace of reading. Only statuses are left out, and never the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,8 @@ def thin(lines: Sequence[Line], max_rate: float, pace: Pace, final: bool = False
 
 
 def _credit(statuses: Sequence[Line], max_rate: float, pace: Pace) -> float:
+    if math.isinf(max_rate):
+        return max_rate
     first_us, last_us = statuses[0].at_us, statuses[-1].at_us
     saved = max_rate if pace.credit is None else pace.credit + max_rate * _seconds(pace.at_us, first_us)
     return min(max_rate, saved) + max_rate * _seconds(first_us, last_us)

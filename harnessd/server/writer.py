@@ -7,7 +7,7 @@ back for each row beside a busy one stores some hundred rows a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -26,14 +26,15 @@ _ROWS_A_STATEMENT = 4096  # times seven columns: SQLite and PostgreSQL allow som
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lines:
-    """What was read of a journal, and where its reader is behind it."""
+    """What was read of a journal from `since` on, and where its reader is behind it."""
 
     run: int
     lines: Sequence[Line]
+    since: int | None  # None: the caller sees to it that nothing is left out before
     offset: int
     count: int
     dropped: int
-    stored: Future[int]  # the offset
+    stored: Future[None]
 
 
 Item = Record | Lines
@@ -43,7 +44,7 @@ Item = Record | Lines
 class Written:
     events: Sequence[Event]
     from_lines: int  # so many of them, the last ones
-    refused: Sequence[Lines]  # of runs that the database does not know
+    refused: Mapping[Lines, str]  # and why
 
 
 class Writer:
@@ -67,7 +68,7 @@ class Writer:
             self._jobs: dict[str, int] = {
                 row.name: row.id for row in connection.execute(select(schema.job.c.name, schema.job.c.id))
             }
-        self._runs: dict[int, str] = {}  # to the names of their jobs
+        self._runs: dict[int, _Run] = {}
         self._events: list[Event] = []
         self._samples: list[Sample] = []
 
@@ -86,8 +87,7 @@ class Writer:
                 else:
                     self._records[type(item)](item)
             told = len(self._events)
-            refused = [tape for tape in tapes if self._job_of(tape.run) is None]
-            self._store_lines([tape for tape in tapes if tape not in refused])
+            refused = self._store_lines(tapes)
             self._store_samples()
             said = [replace(event, id=last_event + number) for number, event in enumerate(self._events[told:], 1)]
             events = self._events[:told] + said
@@ -121,7 +121,6 @@ class Writer:
         del values["job"]
         fresh = {"journal_done": False, "status_rows": 0, "thinned": 0}
         self.connection.execute(self._insert(schema.run).values(values | fresh).on_conflict_do_nothing())
-        self._runs[run.id] = run.job
 
     def _run_ended(self, end: RunEnded) -> None:
         values = asdict(end)
@@ -132,24 +131,30 @@ class Writer:
         self.connection.execute(update(schema.run).where(schema.run.c.id == done.run).values(journal_done=True))
         self._runs.pop(done.run, None)
 
-    def _job_of(self, run: int) -> str | None:
+    def _run(self, run: int) -> _Run | None:
         if run not in self._runs:
-            query = select(schema.job.c.name).join(schema.run).where(schema.run.c.id == run)
-            if (name := self.connection.execute(query).scalar()) is None:
+            query = select(schema.job.c.name, schema.run.c.journal_offset).join(schema.run)
+            if (row := self.connection.execute(query.where(schema.run.c.id == run)).first()) is None:
                 return None
-            self._runs[run] = name
+            self._runs[run] = _Run(*row)
         return self._runs[run]
 
-    def _store_lines(self, tapes: Sequence[Lines]) -> None:
+    def _store_lines(self, tapes: Sequence[Lines]) -> Mapping[Lines, str]:
+        """Store what follows on what is stored; return the rest, with reasons."""
+        refused: dict[Lines, str] = {}
         statuses: list[Any] = []
         progress: dict[int, tuple[Any, ...]] = {}  # one row a run: of two, UPDATE FROM would take any
         for tape in tapes:
-            job, before = self._runs[tape.run], len(statuses)
-            job_id = self._jobs[job]
+            run = self._run(tape.run)
+            if run is None or (tape.since is not None and tape.since > run.offset):
+                refused[tape] = "no such run" if run is None else "what comes before them is not stored"
+                continue
+            self._runs[tape.run] = run._replace(offset=tape.offset)
+            job, job_id, before = run.job, self._jobs[run.job], len(statuses)
             for line in tape.lines:
-                run, seq, at_us, kind, text = line
+                run_id, seq, at_us, kind, text = line
                 if kind == "status":
-                    statuses += (job_id, run, seq, at_us, text)
+                    statuses += (job_id, run_id, seq, at_us, text)
                 else:
                     self._events.append(_said(line, job))
             rows = (len(statuses) - before) // len(_STATUS.columns)
@@ -158,6 +163,7 @@ class Writer:
             progress[tape.run] = (tape.run, tape.offset, tape.count, *counts)
         self._many(_STATUS, statuses)
         self._many(_PROGRESS, list(chain.from_iterable(progress.values())))
+        return refused
 
     def _store_samples(self) -> None:
         values: list[Any] = []
@@ -192,6 +198,11 @@ class Writer:
             text = template.text.format(columns=", ".join(template.columns), rows=", ".join([row] * rows))
             self._statements[template, rows] = text
         return self._statements[template, rows]
+
+
+class _Run(NamedTuple):
+    job: str
+    offset: int
 
 
 class _Template(NamedTuple):

@@ -26,8 +26,8 @@ from harnessd.server.policy import (
     Job,
     KillAsked,
     Life,
-    Paused,
     PauseAsked,
+    Paused,
     Read,
     RestartAsked,
     ResumeAsked,
@@ -440,10 +440,9 @@ def test_a_changed_spec_of_an_idle_job_has_to_prove_itself_when_it_is_started(st
     assert step(job_in(state, proven=True), SpecChanged(), NOW, RULES) == Step(job_in(state))
 
 
-def test_a_changed_spec_does_not_hurry_a_job_that_was_asked_to_stop() -> None:
-    assert step(job_in(State.STOPPING, proven=True), SpecChanged(), NOW, RULES) == Step(job_in(State.STOPPING))
-    to_come_back = Job(Want.UP, ASKED)
-    assert step(to_come_back, SpecChanged(), NOW, RULES).actions == (End(),)
+def test_a_changed_spec_ends_a_run_that_was_asked_to_stop_so_that_no_start_revives_the_old_one() -> None:
+    taken = after(job_in(State.STOPPING), SpecChanged(), StartAsked(), Read(Command.START))
+    assert taken.job == Job(Want.UP, FORCED)
 
 
 @pytest.mark.parametrize("state", State)
@@ -501,6 +500,16 @@ class Run:
     mailbox: list[Command] = field(default_factory=list)
     frozen: bool = False
     ending: bool = False
+    told_to_stop: bool = False  # by the last command of that kind that it has read
+    told_to_pause: bool = False
+
+    def read(self) -> Command:
+        command = self.mailbox.pop(0)
+        if command in (Command.START, Command.STOP):
+            self.told_to_stop = command is Command.STOP
+        if command in (Command.START, Command.PAUSE, Command.RESUME):
+            self.told_to_pause = command is Command.PAUSE
+        return command
 
 
 RULE_SETS = st.builds(
@@ -515,25 +524,33 @@ RULE_SETS = st.builds(
     reset_after_s=st.sampled_from([0.5, 60.0]),
 )
 VERBS = st.sampled_from([StartAsked, StopAsked, PauseAsked, ResumeAsked, ConfigAsked, RestartAsked, KillAsked])
+ROUNDING_S = 1e-3
 SPANS = st.sampled_from([0.0, 0.05, 0.4, 1.0, 3.0, 31.0, 61.0, 1e6])
 
 
-class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
+class AnySequenceOfEvents(RuleBasedStateMachine):
     """A job, an operator, and a host on which runs come and go; the clock is an argument."""
 
     @initialize(rules=RULE_SETS, messages=st.booleans())
     def begin(self, rules: Rules, messages: bool) -> None:
+        self.begin_anew(rules, messages)
+
+    @precondition(lambda self: (self.ending or self.withdrawn) and self.run is None)
+    @rule(rules=RULE_SETS, messages=st.booleans())
+    def begin_anew(self, rules: Rules, messages: bool) -> None:
         self.rules = replace(rules, messages=messages)
         self.job = Job()
         self.now = 0.0
         self.run: Run | None = None
         self.wanted = Want.DOWN  # what the operator last asked for
-        self.proven = False  # a run has come up since the file changed
+        self.proven = False  # a run has come up since the file changed, and the policy was told
+        self.maybe_proven = False  # one has, whether or not it was told
         self.restarts = 0
         self.ending = self.withdrawn = False
 
     def take(self, event: policy.Event) -> Step:
         before = self.job
+        self.note_up(event)
         taken = step(before, event, self.now, self.rules)
         self.job = taken.job
         if taken.refused:
@@ -543,6 +560,12 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
             self.act(action, unasked)
         self.check_life(before)
         return taken
+
+    def note_up(self, event: policy.Event) -> None:
+        if self.run and not self.run.ending and self.now - self.run.since >= self.rules.start_seconds - ROUNDING_S:
+            self.maybe_proven = True
+            if isinstance(event, Ended | Due) and self.job.state in (State.STARTING, State.RUNNING, State.PAUSED):
+                self.proven = self.proven or isinstance(event, Ended) or self.job.state is State.STARTING
 
     def act(self, action: policy.Action, unasked: bool) -> None:
         match action:
@@ -577,21 +600,11 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     @precondition(open_to_verbs)
     @rule(verb=VERBS)
     def ask(self, verb: type) -> None:
-        if self.take(verb()).refused:
-            return
         if verb in (StartAsked, RestartAsked):
             self.wanted = Want.UP
-        elif verb in (StopAsked, KillAsked):
+        taken = self.take(verb())
+        if verb in (StopAsked, KillAsked) and not taken.refused:
             self.wanted = Want.DOWN
-
-    @precondition(lambda self: not self.wanted_by_operator_only())
-    @rule(verb=st.sampled_from([StartAsked, RestartAsked]))
-    def ask_up(self, verb: type) -> None:
-        self.wanted = Want.UP
-        self.take(verb())
-
-    def wanted_by_operator_only(self) -> bool:
-        return not self.open_to_verbs()
 
     @precondition(lambda self: not self.ending and not self.withdrawn)
     @rule()
@@ -600,14 +613,11 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
             self.wanted = Want.UP
         self.take(Autostart())
 
-    @precondition(lambda self: not self.withdrawn)
+    @precondition(open_to_verbs)
     @rule()
     def change_spec(self) -> None:
-        self.proven = False
-        if not self.ending or self.run:
-            self.take(SpecChanged())
-        else:
-            self.job = replace(self.job, proven=False)
+        self.proven = self.maybe_proven = False
+        self.take(SpecChanged())
 
     @precondition(lambda self: not self.withdrawn)
     @rule(rules=RULE_SETS)
@@ -632,9 +642,9 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     @rule()
     def read_a_command(self) -> None:
         assert self.run
-        if not self.run.ending and (self.wanted is Want.UP or self.job.state is not State.STOPPING):
-            self.proven = self.proven or self.job.state is not State.STOPPING
-        self.take(Read(self.run.mailbox.pop(0)))
+        if self.job.state is not State.STOPPING:
+            self.proven = self.maybe_proven = True
+        self.take(Read(self.run.read()))
 
     @precondition(lambda self: self.run is not None)
     @rule(
@@ -643,10 +653,10 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     )
     def end(self, end: tuple[int | None, int | None], jitter: float) -> None:
         assert self.run
-        if self.now - self.run.since >= self.rules.start_seconds and not isinstance(self.job.life, Stopping):
-            self.proven = True
+        ended = Ended(*end, jitter)
+        self.note_up(ended)
         self.run = None
-        self.take(Ended(*end, jitter))
+        self.take(ended)
 
     # the clock
 
@@ -657,7 +667,6 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     @rule()
     def deliver_due_at_any_time(self) -> None:
         before, early = self.job, self.now < due(self.job, self.rules)
-        self.note_up()
         taken = self.take(Due())
         if early:
             assert taken == Step(before)
@@ -667,16 +676,11 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     def deliver_due_in_time(self, late_s: float) -> None:
         state = self.job.state
         self.now = max(self.now, due(self.job, self.rules)) + late_s
-        self.note_up()
         taken = self.take(Due())
         if state is State.BACKOFF:
             assert taken.actions == (Spawn(),)
         else:
             assert self.job.state is State.RUNNING
-
-    def note_up(self) -> None:
-        if isinstance(self.job.life, Starting) and self.now >= due(self.job, self.rules):
-            self.proven = True
 
     # what holds at every moment
 
@@ -691,6 +695,10 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
     @invariant()
     def the_restarts_are_those_that_nobody_asked_for(self) -> None:
         assert self.job.restarts == self.restarts
+
+    @invariant()
+    def nothing_is_proven_that_was_never_up(self) -> None:
+        assert self.job.proven <= self.maybe_proven
 
     @invariant()
     def what_waits_has_a_time(self) -> None:
@@ -715,10 +723,16 @@ class Life_(RuleBasedStateMachine):  # noqa: N801 - Life is the policy's
             assert self.job.life.forced or Command.START in self.run.mailbox
 
     @invariant()
+    def a_job_that_was_told_to_stop_or_pause_is_known_to_be(self) -> None:
+        if self.run and self.rules.messages:
+            assert self.job.state is State.STOPPING or not self.run.told_to_stop
+            assert self.job.state is State.STOPPING or self.run.told_to_pause == (self.job.state is State.PAUSED)
+
+    @invariant()
     def only_a_run_that_is_being_ended_is_said_to_be(self) -> None:
         if self.run:
             assert self.run.ending == (isinstance(self.job.life, Stopping) and self.job.life.forced)
 
 
-Life_.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestAnySequenceOfEvents = Life_.TestCase
+AnySequenceOfEvents.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestAnySequenceOfEvents = AnySequenceOfEvents.TestCase

@@ -156,6 +156,14 @@ def test_lines_of_an_unknown_run_are_refused_and_others_stored(store: Store) -> 
     assert store.health()["ok"]
 
 
+def test_lines_are_refused_when_those_before_them_are_not_stored(store: Store) -> None:
+    store.put_lines(RUN, status_lines(1, 2), offset=20, count=2, since=0).result(10)
+    store.put_lines(RUN, status_lines(3, 4), offset=40, count=4, since=20).result(10)
+    assert "before them" in failure(store.put_lines(RUN, status_lines(7, 8), offset=80, count=8, since=60))
+    store.put_lines(RUN, status_lines(3, 6), offset=60, count=6, since=20).result(10)
+    assert rows(store, "SELECT max(seq), count(*) FROM status") == [(6, 6)]
+
+
 def test_a_record_that_cannot_be_stored_is_dropped_alone(store: Store) -> None:
     for number in range(5):
         store.put(Event("tick", number, actor="\udc80" if number == 2 else None))

@@ -71,6 +71,17 @@ def test_while_another_holds_the_lock_records_wait_and_lines_are_refused(store: 
     assert store.health()["ok"]
 
 
+def test_when_lines_fail_those_behind_them_fail_too(store: Store, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.put(Event("tick", 1))
+        waiting = [store.put_lines(RUN, status_lines(n, n), offset=n, count=n, since=n - 1) for n in range(1, 100)]
+        assert all(map(failed, waiting))
+        other.execute("ROLLBACK")
+    store.flush().result(10)
+    assert rows(path, "SELECT count(*) FROM status") == [(0,)]
+
+
 def test_a_reader_in_a_long_transaction_stops_nothing(store: Store, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -221,9 +232,10 @@ store.put(job_row()); store.put(run_started())
 run = (*store.load().runs, run_started())[0]
 tape = Tape(Path(sys.argv[2]), RUN, offset=run.journal_offset, lines=run.journal_lines)
 while True:
+    since = tape.offset
     if lines := tape.read(4096):
-        stored = store.put_lines(RUN, lines, tape.offset, tape.lines)
-        stored.add_done_callback(lambda stored: tape.give_back(stored.result()))
+        stored = store.put_lines(RUN, lines, tape.offset, tape.lines, since=since)
+        stored.add_done_callback(lambda _, offset=tape.offset: tape.give_back(offset))
     elif sys.argv[3] == "final":
         break
 store.close()

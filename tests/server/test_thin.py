@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,14 @@ def test_a_gap_is_told_of_at_the_end_though_nothing_more_is_said() -> None:
     storm = thin(statuses(1, 100), 10, Pace(RUN))
     (gap,) = thin([], 10, storm.pace, final=True).lines
     assert json.loads(gap.text)["count"] == 90
+
+
+def test_without_a_rate_nothing_is_left_out() -> None:
+    pace = Pace(RUN)
+    for _ in range(3):
+        result = thin(statuses(1, 1000), math.inf, pace)
+        pace = result.pace
+        assert result.dropped == 0
 
 
 def test_what_is_no_status_is_never_left_out() -> None:

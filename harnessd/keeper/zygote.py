@@ -1,0 +1,130 @@
+"""A process beside the keeper in which heavy libraries are imported once, and the runs that are forked from it.
+
+The keeper itself imports nothing that could start a thread or hold a lock. A run is forked twice, so that it becomes a
+child of the keeper, which is the subreaper: the keeper holds and reaps it like any other, and the zygote may die.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from harnessd.channel import Channel
+from harnessd.job import pulse
+from harnessd.job.conduct import Ends
+from harnessd.keeper.spawn import Prepared, Pristine, become, die_with
+from harnessd.wire import FrameReader, RunSpec, pack_frame
+
+_CLAIM_S = 5.0
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A run that the zygote was asked for."""
+
+    request: int | None  # the server's
+    prepared: Prepared
+
+
+class Zygote:
+    """The keeper's view of it."""
+
+    def __init__(self, modules: list[str], before: Pristine) -> None:
+        """Fork it. It says `ready`, or why it `failed`, when it has imported the modules."""
+        self.modules = modules
+        self.waiting: dict[int, Waiting] = {}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                ours.close()
+                _be_zygote(theirs, modules, before)
+            finally:
+                os._exit(1)
+        theirs.close()
+        self.channel = Channel(ours)
+
+    def fork(self, request: int | None, prepared: Prepared) -> None:
+        """Ask for a run. It answers with the run's pid."""
+        spec, ends = prepared.spec, prepared.ends
+        self.waiting[spec.run] = Waiting(request, prepared)
+        fds = [ends.mailbox, ends.pulse, ends.journal, *([] if ends.output is None else [ends.output])]
+        self.channel.send({"spec": spec.to_frame()}, fds)
+
+
+def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> NoReturn:
+    os.setsid()
+    die_with(before.keeper_pid)
+    signal.set_wakeup_fd(-1)
+    for fd in before.own_fds():
+        os.close(fd)
+    for number in before.handlers:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control.setblocking(True)
+    failure = _import(modules)
+    control.sendall(pack_frame({"failed": failure} if failure else {"ready": True}))
+    if failure:
+        os._exit(0)
+    gc.collect()
+    gc.freeze()
+    reader = FrameReader()
+    inside = replace(before, own_fds=lambda: [control.fileno()])
+    while reader.receive(control):
+        while found := reader.next():
+            frame, fds = found
+            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, inside, control)
+    os._exit(0)
+
+
+def _import(modules: Iterable[str]) -> str:
+    """Import the modules. Return why no run may be forked from here, if that is so."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:  # a library may raise anything at import, SystemExit too
+            return f"cannot preload {name!r}: {type(error).__name__}: {error}"
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
+        return f"cannot preload: the modules have left threads running ({names})"
+    if (pid := os.fork()) == 0:  # math libraries end their native threads when a fork is near
+        os._exit(0)
+    os.waitpid(pid, 0)
+    if len(os.listdir("/proc/self/task")) > 1:
+        return "cannot preload: the modules have left native threads running"
+    return ""
+
+
+def _fork_twice(spec: RunSpec, fds: list[int], before: Pristine, control: socket.socket) -> None:
+    ends = Ends(*fds)
+    middle = os.fork()
+    if middle == 0:
+        try:
+            run = os.fork()
+            if run == 0:
+                _await_claim(ends, before.keeper_pid)
+                become(spec, ends, before, [])
+            control.sendall(pack_frame({"run": spec.run, "pid": run}))
+        finally:
+            os._exit(0)
+    os.waitpid(middle, 0)
+    for fd in fds:
+        os.close(fd)
+
+
+def _await_claim(ends: Ends, keeper_pid: int) -> None:
+    """Go on once the keeper is the parent and has this process in its table; end if it has forked another instead."""
+    page = pulse.attach(ends.pulse)
+    deadline = time.monotonic() + _CLAIM_S
+    while os.getppid() != keeper_pid or page[pulse.CLAIM] != os.getpid():
+        if page[pulse.CLAIM] == pulse.VOID or time.monotonic() > deadline:
+            os._exit(0)
+        time.sleep(0.0002)

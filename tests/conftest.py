@@ -1,0 +1,39 @@
+"""Real processes for every test that wants them, ended whatever becomes of the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.rig import Rig
+from helpers.script import Script
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("house", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    """Starts scripts that harness a job; whatever they leave behind fails the test."""
+    with ExitStack() as scripts:
+
+        def started(body: str, **options: Any) -> Script:
+            folder = Path(tmp_path, f"script-{len(list(tmp_path.glob('script-*')))}")
+            folder.mkdir()
+            script = Script(folder, body, **options)
+            scripts.callback(script.close)
+            return script
+
+        yield started
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A keeper with nothing to keep yet."""
+    made = Rig(tmp_path)
+    yield made
+    made.close()

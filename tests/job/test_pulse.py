@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+
+from harnessd.job import pulse
+
+
+def test_page_is_seen_through_every_mapping_of_it() -> None:
+    fd = pulse.create()
+    mine, theirs = pulse.attach(fd), pulse.attach(fd)
+    os.close(fd)
+    mine[pulse.POLLS] += 3
+    assert theirs[pulse.POLLS] == 3 and theirs[pulse.WAITING] == 0
+    mine.release()
+    theirs.release()
+
+
+def test_page_of_a_forked_child_is_the_same() -> None:
+    fd = pulse.create()
+    page = pulse.attach(fd)
+    pid = os.fork()
+    if pid == 0:
+        page[pulse.POLLS] += 1
+        pulse.next_number(fd)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert page[pulse.POLLS] == 1
+    assert pulse.next_number(fd) == 2
+    page.release()
+    os.close(fd)
+
+
+def test_descriptor_of_the_page_is_not_inherited_by_what_is_executed() -> None:
+    fd = pulse.create()
+    assert not os.get_inheritable(fd)
+    os.close(fd)
