@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from harnessd.keeper import warm
 from harnessd.keeper.loop import Keeper
 from harnessd.keeper.respawn import ServerProcess
+from harnessd.keeper.spawn import set_title
+
+_TRIM_S = 600.0
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +42,7 @@ def serve(argv: list[str]) -> int:
     parser.add_argument("config_dir", type=Path, help="holds harnessd.toml and jobs/")
     config_dir = parser.parse_args(argv).config_dir.absolute()
     warm.load()
+    set_title(f"harnessd serve {config_dir}")
 
     return Keeper(server=ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir)])).run()
 
@@ -253,8 +257,10 @@ class Daemon:
         link.ready()
         _say_serving(http.host, listening, len(self._loaded.jobs))
         ticking = loop.create_task(_tick(supervisor, self._settings.sample_seconds))
+        trimming = loop.create_task(self._trim())
         await self._until_told(link)
         ticking.cancel()
+        trimming.cancel()
         await server.stop()
         if link.lost.is_set():
             _end_all(supervisor)
@@ -286,6 +292,20 @@ class Daemon:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
+
+    async def _trim(self) -> None:
+        """Forget old history, now and then; the store does it in steps that hold nobody up."""
+        import time
+
+        from harnessd.server.records import Keep
+
+        while True:
+            history = self._settings.history
+            kept = {name: history.overridden(spec.history) for name, spec in self._loaded.jobs.items() if spec.history}
+            by_job = {name: Keep(each.keep_days, each.keep_rows_per_job) for name, each in kept.items()}
+            assert self._store
+            self._store.trim(time.time_ns() // 1000, Keep(history.keep_days, history.keep_rows_per_job), by_job)
+            await asyncio.sleep(_TRIM_S)
 
     async def _reload(self) -> dict[str, Any]:
         """Read the config directory again and bring the jobs in line with it. Return what was done."""

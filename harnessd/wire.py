@@ -118,7 +118,7 @@ class RunSpec:
     python: str = ""  # another interpreter for the entrypoint
     command: list[str] = field(default_factory=list)
     args: list[str] = field(default_factory=list)
-    env: dict[str, str] | None = None  # the whole environment; None: the keeper's own
+    env: dict[str, str | None] = field(default_factory=dict)  # changes to the keeper's own; None takes one away
     cwd: str = ""
     uid: int | None = None
     gid: int | None = None

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,8 @@ def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> 
 
 
 def _call(run: Callable[..., Any], args: list[str]) -> Any:
-    result = run(*args) if _takes_args(run) else run()
-    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+    result = run(*args) if args and _takes_args(run) else run()
+    return asyncio.run(_awaited(result)) if isinstance(result, Awaitable) else result
 
 
 async def _awaited(result: Any) -> Any:
@@ -112,7 +112,6 @@ def _attempt(step: Callable[..., Any], *args: Any, **named: Any) -> bool:
 def _load(spec: RunSpec) -> object:
     """Import the job and return what the entrypoint names."""
     place, _, attribute = spec.entrypoint.rpartition(":")
-    importlib.invalidate_caches()
     sys.argv = [place, *spec.args]
     if place.endswith(".py"):
         _set_first_path(str(Path(place).parent))

@@ -83,12 +83,13 @@ class Children:
     def signal(self, run: int, signals: tuple[signal.Signals, ...], *, whole_tree: bool = True) -> None:
         """Send the signals to the run's processes, or to its first alone."""
         child = self.live[run]
-        if whole_tree:
-            for pid in tree.members({child.spec.mark}).get(child.spec.mark, ()):
-                tree.send(child.spec.mark, pid, signals)
-        elif child.exit is None:  # not reaped yet, so the pid is its own
+        pids = set(tree.members({child.spec.mark}).get(child.spec.mark, ())) if whole_tree else set()
+        if child.exit is None:  # not reaped yet, so the pid is its own; just forked, it may not wear the mark yet
+            pids.discard(child.pid)
             for number in signals:
                 os.kill(child.pid, number)
+        for pid in pids:
+            tree.send(child.spec.mark, pid, signals)
 
     def due(self) -> float:
         """Return the monotonic time at which `settle` has something to do; infinity when it has nothing."""

@@ -65,7 +65,7 @@ class Keeper:
             keeper_pid=os.getpid(),
             handlers={number: _own_handler(number) for number in _SIGNALS},
             nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
-            own_fds=self._own_fds,
+            own_fds=None if server else self._own_fds,
             job=job,
             script=server is None,
         )
@@ -83,11 +83,16 @@ class Keeper:
         for number in _SIGNALS:
             signal.signal(number, _record_only)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        gc.collect()
-        gc.freeze()
+
+    def start_server(self) -> None:
+        """Start the server, which can read its configuration while this process loads what its runs will need."""
+        assert self._server
+        self._attach(self._server.start())
 
     def run(self) -> int:
         """Keep until there is nothing left to keep. Return the exit code."""
+        gc.collect()
+        gc.freeze()
         while True:
             self._work_due()
             if self._exit_code is not None:
@@ -143,6 +148,7 @@ class Keeper:
     def _on_server_end(self, status: int) -> None:
         assert self._server
         code = os.waitstatus_to_exitcode(status)
+        self._drain()
         self._detach()
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
@@ -152,6 +158,13 @@ class Keeper:
             self._end_all(grace_s=None)
         elif not expected:
             _say(f"the server ended ({_how(code)}); the next one starts in {delay_s:.1f} s")
+
+    def _drain(self) -> None:
+        """Do what the server had asked for before it ended: nobody will ask again."""
+        with suppress(WireError):  # cut off in the middle of a frame
+            while self._control and (frames := self._control.receive()[0]):
+                for frame, fds in frames:
+                    self._on_frame(frame, fds)
 
     def _end_all(self, grace_s: float | None) -> None:
         self._ending = True
@@ -211,8 +224,8 @@ class Keeper:
             self._detach()
             if self._server is None:
                 self._end_all(grace_s=None)
-            elif self._server.pid:
-                self._server.leave()
+            else:
+                self._server.expire()
 
     def _on_frame(self, frame: Frame, fds: list[int]) -> None:
         try:
@@ -347,11 +360,9 @@ class Keeper:
             self._answer(waiting.request, answer)
 
     def _own_fds(self) -> list[int]:
-        """Return what this keeper has open, so that a run closes it."""
+        """Return what this keeper has open beside what the script had, so that its run closes it."""
         fds = [self._selector.fileno(), self._wakeup, self._wakeup_write]
-        fds += [channel.fileno() for channel in (self._control, self._zygote and self._zygote.channel) if channel]
-        for held in self._stored.values():
-            fds += held
+        fds += [self._control.fileno()] if self._control else []
         for child in self._children.live.values():
             fds += (child.mailbox, child.pulse)
         return fds

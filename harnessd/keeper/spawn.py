@@ -21,6 +21,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -47,7 +48,7 @@ class Pristine:
     keeper_pid: int
     handlers: dict[int, Any]
     nofile: tuple[int, int]
-    own_fds: Callable[[], Iterable[int]]  # what the keeper has open
+    own_fds: Callable[[], Iterable[int]] | None  # what the keeper has open; None: all but stdio
     job: object | None  # in single job mode: what the user's script handed to main()
     script: bool  # in single job mode: the process is a copy of the user's script
 
@@ -138,7 +139,9 @@ def become(spec: RunSpec, ends: Ends, before: Pristine, others: list[int]) -> No
     journal = None
     try:
         os.setsid()
-        ends = _place_fds(ends, [*before.own_fds(), *others])
+        gc.freeze()  # what the keeper made since its start is left alone too, as a collection would copy its pages
+        _close_others(ends, before.own_fds, others)
+        ends = _place_fds(ends)
         journal = Journal(ends.journal, ends.pulse, spec.journal_max_bytes)
         _set_identity(spec, before)
         _restore_signals(before)
@@ -168,10 +171,17 @@ def _say(text: str) -> None:
         pass  # nobody reads the job's stderr; the journal has it too
 
 
-def _place_fds(ends: Ends, open_fds: list[int]) -> Ends:
-    keep = {ends.mailbox, ends.pulse, ends.journal, ends.output}
-    for low, high in _stretches(fd for fd in open_fds if fd not in keep):
-        os.closerange(low, high)
+def _close_others(ends: Ends, own_fds: Callable[[], Iterable[int]] | None, others: Iterable[int]) -> None:
+    keep = sorted({fd for fd in (ends.mailbox, ends.pulse, ends.journal, ends.output) if fd is not None})
+    if own_fds:  # the others are the script's, for its job
+        for fd in {*own_fds(), *others}.difference(keep):
+            os.close(fd)
+        return
+    for low, high in pairwise([2, *keep, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]):
+        os.closerange(low + 1, high)
+
+
+def _place_fds(ends: Ends) -> Ends:
     if ends.output is not None:
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, 0, inheritable=True)
@@ -181,17 +191,6 @@ def _place_fds(ends: Ends, open_fds: list[int]) -> Ends:
             os.close(fd)
     placed = [_lift(fd) for fd in (ends.mailbox, ends.pulse, ends.journal)]
     return Ends(*placed)
-
-
-def _stretches(fds: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the runs of consecutive numbers as half-open ranges, since closing a range is one system call."""
-    found: list[tuple[int, int]] = []
-    for fd in sorted(fds):
-        if found and found[-1][1] == fd:
-            found[-1] = (found[-1][0], fd + 1)
-        else:
-            found.append((fd, fd + 1))
-    return found
 
 
 def _lift(fd: int) -> int:
@@ -243,8 +242,8 @@ def _restore_signals(before: Pristine) -> None:
 
 
 def _execute(spec: RunSpec, ends: Ends) -> NoReturn:
-    env = dict(os.environ if spec.env is None else spec.env)
-    env |= {"HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(ends.mailbox)}
+    changes = {**spec.env, "HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(ends.mailbox)}
+    env = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
     os.set_inheritable(ends.mailbox, True)
     argv = [*spec.command, *spec.args]
     if spec.python:
@@ -265,10 +264,13 @@ def _become_python(spec: RunSpec, before: Pristine) -> None:
     if before.script:
         _forget_exit_functions()
         return
-    _set_title(f"harnessd: {spec.job}")
-    if spec.env is not None:
-        os.environ.clear()
-        os.environ.update(spec.env)
+    set_title(f"harnessd: {spec.job}")
+    for name, value in spec.env.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "TZ" in spec.env:
         time.tzset()
     os.environ["HARNESS_JOURNAL"] = spec.journal
     sys.stdin = open(0, closefd=False)
@@ -276,10 +278,10 @@ def _become_python(spec: RunSpec, before: Pristine) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.modules["__main__"] = ModuleType("__main__")
-    gc.enable()
 
 
-def _set_title(title: str) -> None:
+def set_title(title: str) -> None:
+    """Have `ps` show this process so, if setproctitle is there. Its first call is the dear one: the keeper makes it."""
     try:
         from setproctitle import setproctitle
     except ImportError:  # in an interpreter of the job's own: it keeps its own title

@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 from harnessd.channel import Channel
@@ -64,8 +65,8 @@ def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> 
     os.setsid()
     die_with(before.keeper_pid)
     signal.set_wakeup_fd(-1)
-    for fd in before.own_fds():
-        os.close(fd)
+    os.closerange(3, control.fileno())
+    os.closerange(control.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     for number in before.handlers:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -77,11 +78,10 @@ def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> 
     gc.collect()
     gc.freeze()
     reader = FrameReader()
-    inside = replace(before, own_fds=lambda: [control.fileno()])
     while reader.receive(control):
         while found := reader.next():
             frame, fds = found
-            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, inside, control)
+            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, before, control)
     os._exit(0)
 
 

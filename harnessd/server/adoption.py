@@ -32,7 +32,8 @@ class Plan:
     """What to do, in this order."""
 
     lost: list[RunStarted] = field(default_factory=list)  # their keeper died with them
-    strays: list[LiveRun | ExitRecord] = field(default_factory=list)  # of jobs that no file defines any more
+    strays: list[LiveRun] = field(default_factory=list)  # of jobs that no file defines any more, to be ended
+    passed: list[ExitRecord] = field(default_factory=list)  # that changed their jobs already, or have none any more
     adopted: list[Adopted] = field(default_factory=list)
     idle: dict[str, policy.Job] = field(default_factory=dict)  # jobs without a run, as they were
     launch: list[str] = field(default_factory=list)  # of these, those to start
@@ -53,11 +54,16 @@ def plan(
     digests = {run.id: run.spec_digest for run in known.runs}
     held: set[int] = set()
     with_run: set[str] = set()
-    found: list[LiveRun | ExitRecord] = [*live, *exits]
+    found: list[LiveRun | ExitRecord] = sorted([*live, *exits], key=lambda run: run.run, reverse=True)
     for run in found:
         held.add(run.run)
         definition = definitions.get(run.job)
+        stored = run.run <= known.last_run and run.run not in digests  # its end is, so that its job went on
+        if isinstance(run, ExitRecord) and (definition is None or stored or run.job in with_run):
+            result.passed.append(run)
+            continue
         if definition is None:
+            assert isinstance(run, LiveRun)
             result.strays.append(run)
             continue
         with_run.add(run.job)

@@ -83,7 +83,7 @@ def _filled(run: RunSpec, spec: JobSpec) -> RunSpec:
     python = spec.python or ""
     if not python and spec.entrypoint and any(name.startswith("PYTHON") for name in spec.env):
         python = sys.executable  # what the interpreter reads at its start has no effect in a fork
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+    env: dict[str, str | None] = {name: None for name in os.environ if name.startswith(_OWN_VARIABLES)}
     changes: dict[str, Any] = {
         "entrypoint": spec.entrypoint or "",
         "python": python,

@@ -25,7 +25,7 @@ from harnessd.server.thin import Pace, thin
 
 PAUSE_S = 0.05  # the least time between two readings of one journal
 _RETRY_S = 1.0  # until what could not be stored is read again
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 64 << 10  # some milliseconds of parsing, in which no request is answered
 _log = logging.getLogger(__name__)
 
 
@@ -113,6 +113,9 @@ class Reader:
             journal.timer = None
         if journal.ended:
             return
+        if self._store and self._store.full():
+            self._later(journal, PAUSE_S)
+            return
         journal.read_at = time.monotonic()
         final = journal.on_end is not None
         if not final:
@@ -126,7 +129,7 @@ class Reader:
         if journal.tape.offset != offset:
             if lines:
                 journal.on_lines(lines)
-            self._hand_over(journal, lines)
+            self._hand_over(journal, lines, offset)
             self._later(journal, 0)
         elif final:
             self._end(journal)
@@ -157,20 +160,21 @@ class Reader:
 
     # storing
 
-    def _hand_over(self, journal: _Journal, lines: list[Line]) -> None:
+    def _hand_over(self, journal: _Journal, lines: list[Line], since: int) -> None:
         if self._store is None:
             journal.tape.give_back(journal.tape.offset)
         elif not journal.behind:
-            self._put(journal, lines, journal.tape)
+            self._put(journal, lines, since)
 
-    def _put(self, journal: _Journal, lines: list[Line], tape: Tape) -> None:
+    def _put(self, journal: _Journal, lines: list[Line], since: int) -> None:
+        """Have the lines between `since` and where the tape stands stored; not without those before them."""
         assert self._store
-        reached = (tape.offset, tape.lines)
+        reached = (journal.tape.offset, journal.tape.lines)
         journal.pending += 1
         loop = asyncio.get_running_loop()
         thinned = thin(lines, journal.max_rate, journal.pace, final=journal.on_end is not None)
         journal.pace = thinned.pace
-        future = self._store.put_lines(journal.run, thinned.lines, *reached, thinned.dropped)
+        future = self._store.put_lines(journal.run, thinned.lines, *reached, thinned.dropped, since)
         future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, done))
 
     def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[Any]) -> None:
@@ -200,7 +204,7 @@ class Reader:
         try:
             tape.rewind(*journal.stored)
             lines = tape.read(min(_CHUNK_BYTES, reached[0] - journal.stored[0]), final=True)
-            self._put(journal, lines, tape)
+            self._put(journal, lines, journal.stored[0])
         except OSError as error:
             self._on_unreadable(journal, error)
         finally:

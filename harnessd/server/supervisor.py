@@ -82,6 +82,7 @@ class Supervisor:
         self._early_exits: list[ExitRecord] = []  # until there is a reader for what those runs said
         self._last_id = 0
         self.default_job: str | None = None
+        self.when_stored: Callable[[Callable[[], None]], None] = _at_once  # calls it once all recorded so far is stored
         self.ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         host.on_exit = self._on_exit
@@ -444,14 +445,11 @@ class Supervisor:
                 self._on_ack(entry, live, line)
             elif line.kind == "error":
                 live.error = line.text
-            elif line.kind == "torn":
-                self._note(entry, "torn", None, {"text": line.text[:4096]}, run=live.run)
 
     def _on_ack(self, entry: Entry, live: Live, line: Line) -> None:
         unread = live.unread.pop(int(line.text), None) if line.text.isdecimal() else None
         if unread is None:
             return
-        self._note(entry, "read", None, {"id": unread.id, "command": unread.command}, run=live.run, at_us=line.at_us)
         unread.tell(True)
         if entry.live is live:
             self.apply(entry, policy.Read(unread.command), f"read {unread.command}")
@@ -482,26 +480,14 @@ class Supervisor:
         """All that the run said is read, and nothing of it is left."""
         ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1))
         why = policy.reason(entry.job, ended)
-        self.record(
-            RunEnded(
-                run=record.run,
-                ended_us=int(record.at * 1e6),
-                exit_code=record.code,
-                signal=record.signal,
-                reason=why,
-                cpu_s=record.cpu_s,
-                peak_rss_bytes=record.peak_rss_bytes,
-                wall_s=record.wall_s,
-                mono_s=record.mono_s,
-            )
-        )
-        self._host.acknowledge(record.run)
+        self.record(run_ended(record, why))
         for unread in live.unread.values():
             self._note(entry, "unread", None, {"id": unread.id, "command": unread.command}, run=record.run)
             unread.tell(False)
         live.close()
         entry.live = None
         self._over(entry, Exit(record.run, record.code, record.signal, why, record.at, live.error), ended)
+        self.when_stored(lambda: self._host.acknowledge(record.run))
 
     def _over(self, entry: Entry, exit: Exit, ended: policy.Ended) -> None:
         entry.last_exit = exit
@@ -527,6 +513,25 @@ class Supervisor:
 
     def _put_job(self, entry: Entry) -> None:
         self.record(entry.row(_now_us()))
+
+
+def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:
+    """Return what is kept of the end of a run."""
+    return RunEnded(
+        run=record.run,
+        ended_us=int(record.at * 1e6),
+        exit_code=record.code,
+        signal=record.signal,
+        reason=why,
+        cpu_s=record.cpu_s,
+        peak_rss_bytes=record.peak_rss_bytes,
+        wall_s=record.wall_s,
+        mono_s=record.mono_s,
+    )
+
+
+def _at_once(then: Callable[[], None]) -> None:
+    then()
 
 
 def _packet(entry: Entry, unread: Unread) -> bytes:

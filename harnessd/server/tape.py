@@ -28,7 +28,8 @@ _LATEST_S = 253_402_300_800  # the year 10000: no ISO time goes further
 _RESYNCS = 16
 
 _OUR_LINES = re.compile(
-    r'^\{"seq":(\d{1,12}),"t":(\d{1,11}\.\d{1,9}),"(status|ack|error)":(.*)\}\n', re.ASCII | re.MULTILINE
+    r'^\{"seq":(\d{1,12}),"t":(\d{1,11}\.\d{1,9}),"(status|error|ack(?=":\d{1,18}\}\n))":(.*)\}\n',
+    re.ASCII | re.MULTILINE,
 )
 _START = b'{"seq":'
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # fallocate(2)
@@ -204,14 +205,18 @@ def _record(raw: bytes, now_us: int) -> tuple[int, int, Kind, str]:
     if not isinstance(line, dict) or end != len(text):
         raise ValueError("no JSON object, or something behind it")
     kind = next((kind for kind in _KINDS if kind in line), None)
-    if kind is None:
-        raise ValueError("none of " + ", ".join(_KINDS))
+    if kind is None or (kind == "ack" and not _is_id(line["ack"])):
+        raise ValueError("no status, error or acknowledged command")
     seq: Any = line.get("seq")
     at: Any = line.get("t")
     if type(seq) is not int or not 0 <= seq < UNNUMBERED:
         seq = -1
     at_us = int(at * 1e6 + 0.5) if type(at) in (int, float) and 0 <= at < _LATEST_S else now_us
     return seq, at_us, kind, json.dumps(line[kind], separators=(",", ":"), allow_nan=False)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10**18
 
 
 def _no_constant(name: str) -> Any:

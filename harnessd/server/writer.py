@@ -228,7 +228,7 @@ _PROGRESS = _Template(
 def _said(line: Line, job: str) -> Event:
     """Return the event that stands for a line which is no status."""
     if line.kind == "ack":
-        data: dict[str, Any] = {"command": json.loads(line.text)}
+        data: dict[str, Any] = {"id": int(line.text)}
     elif line.kind == "gap":
         data = json.loads(line.text)
     else:

@@ -523,8 +523,10 @@ RULE_SETS = st.builds(
     jitter=st.sampled_from([0.0, 0.2, 0.9]),
     reset_after_s=st.sampled_from([0.5, 60.0]),
 )
-VERBS = st.sampled_from([StartAsked, StopAsked, PauseAsked, ResumeAsked, ConfigAsked, RestartAsked, KillAsked])
+OFTEN = [StartAsked, StopAsked, PauseAsked, ResumeAsked]
+VERBS = st.sampled_from([*OFTEN, *OFTEN, ConfigAsked, RestartAsked, KillAsked])
 ROUNDING_S = 1e-3
+LATER_S = 100.0  # by then there was a life to be ended
 SPANS = st.sampled_from([0.0, 0.05, 0.4, 1.0, 3.0, 31.0, 61.0, 1e6])
 
 
@@ -624,11 +626,13 @@ class AnySequenceOfEvents(RuleBasedStateMachine):
     def change_rules(self, rules: Rules) -> None:
         self.rules = replace(rules, messages=self.rules.messages)
 
+    @precondition(lambda self: self.now > LATER_S)
     @rule()
     def withdraw(self) -> None:
         self.withdrawn, self.wanted = True, Want.DOWN
         self.take(Withdrawn())
 
+    @precondition(lambda self: self.now > LATER_S)
     @rule()
     def shut_down(self) -> None:
         self.ending = True

@@ -102,7 +102,7 @@ def test_what_is_no_status_becomes_an_event(store: Store) -> None:
     store.put_lines(RUN, lines, offset=1, count=4)
     events = rows(store, "SELECT id, kind, run_id, at_us, data FROM event ORDER BY id")
     assert [(*row[:4], json.loads(row[4])) for row in events] == [
-        (1, "read", RUN, 10, {"command": 17}),
+        (1, "read", RUN, 10, {"id": 17}),
         (2, "error", RUN, 20, {"text": "boom"}),
         (3, "torn", RUN, 30, {"text": '{"x\0'}),
         (4, "gap", RUN, 40, {"count": 9}),

@@ -86,6 +86,8 @@ def test_a_tape_that_counts_numbers_lines_itself(journal: Path) -> None:
         "5",
         "{}",
         '{"seq":1,"t":1.0}',
+        '{"seq":1,"t":1.0,"ack":"x"}',
+        '{"seq":1,"t":1.0,"ack":-5}',
         '{"seq":1,"t":1.0,"status":NaN}',
         '{"seq":1,"t":1.0,"status":{"a":Infinity}}',
         '{"seq":1,"t":1.0,"status":{"a":1}',

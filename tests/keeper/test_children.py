@@ -1,0 +1,145 @@
+"""How the keeper ends a run's tree."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from helpers.brand import is_alive
+from helpers.rig import Rig, Run
+from helpers.waiting import until
+
+# Each leaves a process behind that only its mark gives away, and says its pid.
+LEFT_BEHIND = {
+    "child": "subprocess.Popen(['sleep', '1000'])",
+    "session": "subprocess.Popen(['sleep', '1000'], start_new_session=True)",
+    "stripped": "subprocess.Popen(['setsid', 'env', '-i', '/bin/sleep', '1000'])",
+    "ignoring SIGTERM": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM; while :; do sleep 1; done'])",
+    "daemonised": "daemonise()",
+    "holding stdout": "subprocess.Popen(['sleep', '1000'], stdout=1, close_fds=False)",
+    "stopped": "os.kill(subprocess.Popen(['sleep', '1000']).pid, signal.SIGSTOP)",
+}
+HEAD = """
+import subprocess
+def daemonise():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.chdir("/")
+            os.closerange(0, 65536)
+            time.sleep(1000)
+        os._exit(0)
+"""
+
+
+def leaving(rig: Rig, how: str, then: str) -> Run:
+    body = f"""{HEAD}
+class Job(Cradle):
+    def run(self):
+        {LEFT_BEHIND[how]}
+        self.set_status("up")
+        {then}
+"""
+    run = rig.spawn(body)
+    run.until_said("up")
+    return run
+
+
+@pytest.mark.parametrize("how", LEFT_BEHIND)
+def test_end_takes_the_whole_tree(how: str, rig: Rig) -> None:
+    run = leaving(rig, how, "time.sleep(1000)")
+    rig.tell({"op": "end", "run": run.spec.run, "grace": 0.2})
+    ended = rig.ended(run)
+    assert ended["signal"] == signal.SIGTERM
+    assert not run.is_left() and rig.members() == [rig.process.pid]
+
+
+@pytest.mark.parametrize("how", LEFT_BEHIND)
+def test_what_outlives_its_run_is_ended_and_counted(how: str, rig: Rig) -> None:
+    run = leaving(rig, how, "return 4")
+    ended = rig.ended(run)
+    assert ended["code"] == 4 and ended["leftover"] >= 1
+    assert rig.members() == [rig.process.pid]
+
+
+def test_run_has_its_grace_to_end_as_it_likes(rig: Rig) -> None:
+    run = rig.spawn("""
+        class Job(Cradle):
+            def run(self):
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+                self.set_status("up")
+                while True: time.sleep(1000)
+        """)
+    run.until_said("up")
+    rig.tell({"op": "end", "run": run.spec.run, "grace": 1000})
+    assert rig.ended(run)["code"] == 9
+
+
+@pytest.mark.parametrize("graces", [[0], [0.1], [1000, 0], [1000, 0.1]])
+def test_run_that_ignores_sigterm_is_killed_after_the_shortest_grace(rig: Rig, graces: list[float]) -> None:
+    run = rig.spawn("""
+        class Job(Cradle):
+            def run(self):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                self.set_status("up")
+                while True: time.sleep(1000)
+        """)
+    run.until_said("up")
+    for grace in graces:
+        rig.ask("end", run=run.spec.run, grace=grace)
+    assert rig.ended(run)["signal"] == signal.SIGKILL
+
+
+def test_stopped_run_is_woken_to_end(rig: Rig) -> None:
+    run = rig.spawn("class Job(Cradle):\n    def run(self):\n        self.set_status('up')\n        time.sleep(1000)")
+    run.until_said("up")
+    rig.ask("signal", run=run.spec.run, signals=[signal.SIGSTOP], tree=True)
+    rig.ask("end", run=run.spec.run, grace=1000)
+    assert rig.ended(run)["signal"] == signal.SIGTERM
+
+
+def test_signal_goes_to_the_whole_tree_or_to_the_first_process_alone(rig: Rig) -> None:
+    run = rig.spawn("""
+        import subprocess
+        class Job(Cradle):
+            def run(self):
+                signal.signal(signal.SIGUSR1, lambda *_: self.set_status("USR1"))
+                self.set_status({"child": subprocess.Popen(["sleep", "1000"]).pid})
+                while True: time.sleep(1000)
+        """)
+    child = until(run.said, "it has a child")[0]["child"]
+    rig.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=False)
+    run.until_said("USR1")
+    assert is_alive(child)
+    rig.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=True)
+    until(lambda: not is_alive(child), "the child had it too")
+
+
+def test_orphans_of_strangers_are_reaped(rig: Rig) -> None:
+    """A process without a mark comes to the keeper as its subreaper when its parent ends."""
+    run = rig.spawn(f"""{HEAD}
+        import resource
+        class Job(Cradle):
+            def run(self):
+                if os.fork() == 0:
+                    resource.setrlimit(10, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                    if os.fork():
+                        os._exit(0)
+                    while os.getppid() != {rig.process.pid}: time.sleep(0.001)
+                    self.set_status("orphaned")
+                    os._exit(0)
+                time.sleep(1000)
+        """.replace("\n        ", "\n"))
+    run.until_said("orphaned")
+    until(lambda: set(rig.members()) == {rig.process.pid, run.pid}, "the orphan is reaped")
+    zombies = [entry for entry in os.listdir("/proc") if entry.isdecimal() and _parent(entry) == rig.process.pid]
+    until(lambda: all(is_alive(int(pid)) or not os.path.exists(f"/proc/{pid}") for pid in zombies), "no zombie stays")
+
+
+def _parent(pid: str) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
