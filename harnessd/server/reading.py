@@ -32,7 +32,11 @@ _log = logging.getLogger(__name__)
 class LineStore(Protocol):
     """Where lines are stored, together with how far the journal has been read."""
 
-    def put_lines(self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0) -> Future[Any]: ...
+    def put_lines(
+        self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0, since: int | None = None
+    ) -> Future[Any]: ...
+
+    def full(self) -> bool: ...
 
 
 @dataclass(slots=True)
