@@ -23,17 +23,22 @@ _TRIM_S = 600.0
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from harnessd.server.adoption import Plan
     from harnessd.server.configdir import Loaded
     from harnessd.server.definition import Definition
     from harnessd.server.host import Inventory
+    from harnessd.server.jobspec import JobSpec
     from harnessd.server.link import Link
     from harnessd.server.records import Loaded as Known
     from harnessd.server.records import Record
     from harnessd.server.settings import Http, Settings
     from harnessd.server.store import Store
     from harnessd.server.supervisor import Supervisor
+
+
+_STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
 
 
 def serve(argv: list[str]) -> int:
@@ -79,6 +84,7 @@ class Daemon:
         self._config_dir = config_dir
         self._early: list[Record] = []  # what is to be recorded before there is a store
         self._store: Store | None = None
+        self._gone: dict[str, JobSpec] = {}  # jobs whose files went while no server was there
         self._leave = asyncio.Event()
 
     async def run(self, control: socket.socket) -> None:
@@ -110,11 +116,15 @@ class Daemon:
         (state / "log").mkdir(exist_ok=True)
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, state / "log"), self._record)
         supervisor.default_job = settings.default_job
+        supervisor.when_stored = self._when_stored
         link.on_ending = supervisor.shut_down
         link.on_preload_failed = self._on_preload_failed
         link.preload(settings.preload)
         known = self._known(state)
         plan = self._start_jobs(supervisor, inventory, known, cold=hello["server_starts"] == 1)
+        for run in plan.strays:
+            os.close(run.mailbox)
+            link.end(run.run, _STRAY_GRACE_S)
         if hello["ending"]:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
@@ -125,6 +135,20 @@ class Daemon:
             self._store.put(record)
         else:
             self._early.append(record)
+
+    def _when_stored(self, then: Callable[[], None]) -> None:
+        """Call it once all that was recorded so far is committed; never, if the server ends before."""
+        from contextlib import suppress
+
+        loop = asyncio.get_running_loop()
+
+        def on_flushed(flushed: Future[None]) -> None:
+            if flushed.exception() is None:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(then)
+
+        assert self._store
+        self._store.flush().add_done_callback(on_flushed)
 
     def _note(self, kind: str, data: dict[str, Any], job: str | None = None) -> None:
         import time
@@ -143,6 +167,7 @@ class Daemon:
 
     def _configuration(self, link: Link, inventory: Inventory) -> tuple[Loaded, Settings]:
         """Return what the files say; a later server falls back on what the one before it could read."""
+        import logging
         from dataclasses import replace
 
         from harnessd.errors import ConfigError
@@ -162,13 +187,17 @@ class Daemon:
         if before:
             broken = {name: spec for name, spec in before.jobs.items() if name in loaded.problems}
             loaded = replace(loaded, jobs={**broken, **loaded.jobs})
+            self._gone = {name: spec for name, spec in before.jobs.items() if name not in loaded.jobs}
+        for problem in dict.fromkeys([*problems, *loaded.all_problems()]):
+            logging.getLogger(__name__).error("%s", problem)
         lastgood.keep(link, replace(loaded, settings=settings))
         return loaded, settings
 
     def _definitions(self) -> dict[str, Definition]:
         from harnessd.server.definition import from_file
 
-        return {name: from_file(spec, self._settings.history) for name, spec in self._loaded.jobs.items()}
+        jobs = {**self._gone, **self._loaded.jobs}
+        return {name: from_file(spec, self._settings.history) for name, spec in jobs.items()}
 
     # the jobs
 
@@ -199,7 +228,7 @@ class Daemon:
 
         definitions = self._definitions()
         found = plan(definitions, known, inventory.live, inventory.exits, cold=cold, now=time.monotonic())
-        overrides = {row.name: json.loads(row.overrides) for row in known.jobs}
+        overrides = {row.name: json.loads(row.overrides) for row in known.jobs if row.removed_us is None}
         supervisor.seen_id(known.last_run)
         _end_lost(found)
         for definition in definitions.values():
@@ -210,7 +239,9 @@ class Daemon:
             supervisor.adopt(adopted, *offsets.get(adopted.run.run, (0, 0)))
         for name, job in found.idle.items():
             supervisor.resume_idle(name, job)
-        for name in found.launch:
+        for name in self._gone:
+            supervisor.withdraw(supervisor.find(name))
+        for name in set(found.launch) - set(self._gone):
             why = "the daemon has started" if cold else "the server was restarted"
             supervisor.apply(supervisor.find(name), policy.Autostart(), why)
         return found
@@ -228,6 +259,7 @@ class Daemon:
         state: Path,
     ) -> None:
         import signal
+        from functools import partial
 
         from harnessd.server.bodies import health
         from harnessd.server.reading import Reader
@@ -242,6 +274,8 @@ class Daemon:
         assert store
         reader = Reader(store, self._on_stored)
         _read_left_over(reader, known, plan, self._on_stored, self._record)
+        for passed in plan.passed:
+            self._when_stored(partial(link.acknowledge, passed.run))
         await self._recall(supervisor, known)
         supervisor.read_with(reader)
         told = health(
@@ -261,9 +295,9 @@ class Daemon:
         await self._until_told(link)
         ticking.cancel()
         trimming.cancel()
-        await server.stop()
         if link.lost.is_set():
             _end_all(supervisor)
+        await server.stop()
         reader.close()
         await asyncio.to_thread(store.close)
 
@@ -375,14 +409,20 @@ def _read_left_over(
     import math
     import time
 
+    from harnessd.server.policy import Ended, Job, reason
     from harnessd.server.records import RunEnded
+    from harnessd.server.supervisor import run_ended
     from harnessd.server.tape import Tape
     from harnessd.states import ExitReason
 
     now_us = time.time_ns() // 1000
     for run in plan.lost:
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
-    for run in (*plan.lost, *known.unread):
+    unfinished = {run.id: run for run in known.runs}
+    passed = [ended for ended in plan.passed if ended.run in unfinished]
+    for ended in passed:
+        record(run_ended(ended, reason(Job(), Ended(ended.code, ended.signal))))
+    for run in (*plan.lost, *known.unread, *(unfinished[ended.run] for ended in passed)):
         path = Path(run.journal)
         try:
             tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)

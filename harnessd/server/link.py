@@ -48,6 +48,11 @@ class Link:
         self._inventory = found = Inventory()
         await self._ask({"op": "list"})
         self._inventory = None
+        ended = {record.run for record in found.exits}  # some may have while the list was told
+        for run in found.live:
+            if run.run in ended:
+                os.close(run.mailbox)
+        found.live = [run for run in found.live if run.run not in ended]
         return found
 
     async def spawn(self, spec: RunSpec) -> LiveRun:

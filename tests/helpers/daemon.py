@@ -278,4 +278,3 @@ def pids_of(jobs: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 def ended(pid: int) -> bool:
     return not is_alive(pid)
-

@@ -311,7 +311,7 @@ def test_secrets_appear_in_no_answer_no_log_and_no_row(daemon: Daemon, monkeypat
     with sqlite3.connect(daemon.state / "harnessd.db") as database:
         # What the job itself reports is its own business; everything else is the daemon's.
         database.execute("DELETE FROM status")
-        texts += [line for line in database.iterdump() if not line.startswith("INSERT INTO \"status\"")]
+        texts += [line for line in database.iterdump() if not line.startswith('INSERT INTO "status"')]
     database.close()
     for secret in ("pa55-in", "pa55-from", "pa55-changed", "token-of", "token-in"):
         assert [text for text in texts if secret in text] == []
