@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -47,10 +48,15 @@ class FrameReader:
     def receive(self, sock: socket.socket) -> bool:
         """Read what is there now. Return False when the peer is gone; BlockingIOError when nothing is there."""
         try:
-            data, fds, _, _ = socket.recv_fds(sock, 1 << 16, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            # recv_fds ignores its flags (CPython 3.11), and a descriptor must not reach what is executed here
+            data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return False
-        self.feed(data, fds)
+        fds = array("i")
+        for _, kind, content in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        self.feed(data, fds.tolist())
         return bool(data)
 
     def feed(self, data: bytes, fds: list[int] | None = None) -> None:

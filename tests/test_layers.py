@@ -173,7 +173,9 @@ def test_the_names_in_these_rules_are_those_of_modules() -> None:
 def loaded_by(*modules: str) -> set[str]:
     """Return what an interpreter of its own has loaded for these, beside what it starts with."""
     lines = ["import sys", "before = set(sys.modules)", *(f"import {module}" for module in modules)]
-    program = "\n".join([*lines, "after = set(sys.modules)", "import json", "print(json.dumps(sorted(after - before)))"])
+    program = "\n".join(
+        [*lines, "after = set(sys.modules)", "import json", "print(json.dumps(sorted(after - before)))"]
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     return set(json.loads(ran.stdout))
 

@@ -28,6 +28,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -96,8 +97,7 @@ class Log:
         state = self._state
         if offset >= state.cut:
             return None
-        ends = (*state.kept[1:], state.cut)
-        found = next(((start, end) for start, end in zip(state.kept, ends, strict=True) if start <= offset < end), None)
+        found = next((piece for piece in pairwise((*state.kept, state.cut)) if piece[0] <= offset < piece[1]), None)
         if found is None:
             raise RotatedAway
         return found
@@ -144,12 +144,15 @@ class Log:
         if not os.path.exists(self._at):
             self._begin()
         start = self._state.cut
+        plain = self._names(start)[0]
         if heads > keep:
             self._drop(self._state.kept)
+            for left in (plain, f"{plain}.part"):  # by a crash
+                _remove(left)
             self._save(replace(self._state, cut=start + (heads - keep) * length, punched=False))
             return
-        self._copy(fd, start - self._state.shifted, length, self._names(start)[0])
-        self._drop(self._state.kept[: len(self._state.kept) + 1 - keep])
+        self._copy(fd, start - self._state.shifted, length, plain)
+        self._drop(self._state.kept[: max(0, len(self._state.kept) + 1 - keep)])
         self._save(replace(self._state, cut=start + length, punched=False, kept=(*self._state.kept, start)))
 
     def _copy(self, fd: int, at: int, length: int, to: str) -> None:
