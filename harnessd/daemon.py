@@ -108,6 +108,7 @@ class Daemon:
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
         _hold_lock(link, inventory, state, hello["pid"])
+        listening = _listen(link, inventory, settings.http)
         journals = places.of_daemon(places.runtime_dir(settings.runtime_dir), state)
         if settings.journal == "disk":
             journals = state / "journal"
@@ -128,7 +129,7 @@ class Daemon:
         if hello["ending"]:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
-        await self._serve(link, hello, inventory, supervisor, plan, known, state)
+        await self._serve(link, hello, listening, supervisor, plan, known, state)
 
     def _record(self, record: Record) -> None:
         if self._store:
@@ -252,7 +253,7 @@ class Daemon:
         self,
         link: Link,
         hello: dict[str, Any],
-        inventory: Inventory,
+        listening: socket.socket,
         supervisor: Supervisor,
         plan: Plan,
         known: Known,
@@ -268,7 +269,6 @@ class Daemon:
         from harnessd.web.serving import HttpServer
 
         http = self._settings.http
-        listening = _listen(link, inventory, http)
         self._open_store(state)
         store = self._store
         assert store
@@ -374,7 +374,7 @@ def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -
 
 def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
     """Return the listening socket: the one that the keeper holds, unless the settings name another address."""
-    from harnessd.web.serving import bind
+    from harnessd.web.listening import bind
 
     name = f"http {http.host} {http.port}"
     if held := inventory.stored.get(name):
@@ -472,7 +472,7 @@ async def _tick(supervisor: Supervisor, sample_seconds: float) -> None:
 def _say_serving(host: str, listening: socket.socket, jobs: int) -> None:
     import logging
 
-    from harnessd.web.serving import url_of
+    from harnessd.web.listening import url_of
 
     url = url_of(host, listening.getsockname()[1])
     logging.getLogger(__name__).info("serving %d jobs on %s", jobs, url)

@@ -240,7 +240,8 @@ async def _serve(
     from harnessd.server.supervisor import Folders, Supervisor
     from harnessd.web.app import guard_policy, make_app
     from harnessd.web.call import Context
-    from harnessd.web.serving import HttpServer, bind, url_of
+    from harnessd.web.listening import bind, url_of
+    from harnessd.web.serving import HttpServer
 
     settings = _settings(config, given)
     http = settings.http

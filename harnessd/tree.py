@@ -23,10 +23,11 @@ def new_mark() -> int:
     return _MARK_BIT | secrets.randbits(60)
 
 
-def wear(mark: int) -> None:
-    """Mark this process and all that descend from it."""
-    _, hard = resource.getrlimit(_RLIMIT_LOCKS)
+def wear(mark: int) -> int:
+    """Mark this process and all that will descend from it. Return what it wore before."""
+    before, hard = resource.getrlimit(_RLIMIT_LOCKS)
     resource.setrlimit(_RLIMIT_LOCKS, (mark, hard))
+    return before
 
 
 def members(marks: Container[int]) -> dict[int, list[int]]:

@@ -77,6 +77,7 @@ def _job_and_run() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="fk_run_job_id"),
     )
     op.create_index("ix_run_job_id_id", "run", ["job_id", "id"])
+    op.create_index("ix_run_job_id_started_us", "run", ["job_id", "started_us"])
     unread = sa.text("NOT journal_done")
     op.create_index("ix_run_unread", "run", ["id"], sqlite_where=unread, postgresql_where=unread)
 
@@ -111,7 +112,10 @@ def _event() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="fk_event_job_id"),
     )
     op.create_index("ix_event_job_id_at_us", "event", ["job_id", "at_us"])
+    op.create_index("ix_event_job_id_kind_at_us", "event", ["job_id", "kind", "at_us"])
     op.create_index("ix_event_at_us", "event", ["at_us"])
+    op.create_index("ix_event_kind_at_us", "event", ["kind", "at_us"])
+    op.create_index("ix_event_run_id_at_us", "event", ["run_id", "at_us"])
 
 
 def _sample() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from harnessd import __version__
+from harnessd.cli.db import ConfigDir, db
 
 app = typer.Typer(
     name="harnessd",
@@ -18,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigDir = Annotated[Path, typer.Argument(metavar="CONFIG_DIR", help="The directory with harnessd.toml and jobs/.")]
+app.add_typer(db, name="db")
 
 
 @app.command()
@@ -32,27 +29,22 @@ def serve(config_dir: ConfigDir) -> None:
 @app.command()
 def check(config_dir: ConfigDir) -> None:
     """Say all that is wrong with a config directory, without starting anything. Exit code 0: nothing is."""
-    from harnessd.errors import ConfigError
-    from harnessd.server import configdir
+    from harnessd import offline
 
-    try:
-        loaded = configdir.load(config_dir)
-        problems = loaded.all_problems()
-    except ConfigError as error:
-        problems = error.problems
+    problems, jobs = offline.problems(config_dir)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{config_dir}: {len(loaded.jobs)} jobs, no problems")
+    typer.echo(f"{config_dir}: {jobs} jobs, no problems")
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the settings file and of a job file."""
-    from harnessd.server import configdir
+    from harnessd import offline
 
-    typer.echo(json.dumps(configdir.json_schemas(), indent=2))
+    typer.echo(offline.schemas())
 
 
 @app.command()

@@ -120,6 +120,7 @@ def _open_to_append(path: str, spec: RunSpec) -> int:
 
 def _fork_into(prepared: Prepared, before: Pristine) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in the run
+    unmarked = tree.wear(prepared.spec.mark)  # the run is born with it, so that no signal to the run's tree can miss it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which was looked for
@@ -131,6 +132,7 @@ def _fork_into(prepared: Prepared, before: Pristine) -> int:
                 os._exit(1)
         return pid
     finally:
+        tree.wear(unmarked)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
 
 
@@ -205,7 +207,6 @@ def _lift(fd: int) -> int:
 
 
 def _set_identity(spec: RunSpec, before: Pristine) -> None:
-    tree.wear(spec.mark)
     resource.setrlimit(resource.RLIMIT_NOFILE, before.nofile)
     for name, value in spec.limits.items():
         number = getattr(resource, f"RLIMIT_{name.upper()}")

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from harnessd import tree
 from harnessd.channel import Channel
 from harnessd.job import pulse
 from harnessd.job.conduct import Ends
@@ -108,6 +109,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], before: Pristine, control: socket
     middle = os.fork()
     if middle == 0:
         try:
+            tree.wear(spec.mark)
             run = os.fork()
             if run == 0:
                 _await_claim(ends, before.keeper_pid)

@@ -108,6 +108,13 @@ class Database:
         _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
         yield 0
 
+    def damage(self, connection: Connection) -> list[str]:
+        """Return what SQLite finds wrong with the file; nothing for another database, which looks after itself."""
+        if connection.dialect.name != "sqlite":
+            return []
+        rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(20)")]
+        return [] if rows == ["ok"] else rows
+
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the database into a file, in one go: a reader that takes long does not hold up the writer.
 

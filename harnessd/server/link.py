@@ -83,6 +83,7 @@ class Link:
         self._tell({"op": "ready"})
 
     def close(self) -> None:
+        self.lost.set()
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         asyncio.get_running_loop().remove_writer(self._channel.fileno())
         self._channel.close()

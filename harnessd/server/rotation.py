@@ -116,20 +116,25 @@ class Log:
 
     # rotating
 
-    def rotate(self, max_bytes: int, keep: int) -> None:
-        """Cut off heads of `max_bytes`, in whole blocks, while the log is longer. Raises OSError, with no byte lost."""
+    def rotate(self, max_bytes: int, keep: int) -> int:
+        """Cut off heads of `max_bytes`, in whole blocks, as many as there are. Return their number.
+
+        Raises OSError, with no byte lost.
+        """
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            return
+            return 0
         try:
             block = os.fstatvfs(fd).f_bsize
             length = max(block, max_bytes // block * block)
             self._give_back(fd)  # what a crash has left
-            while (heads := (self._length(fd) - 1) // length) > 0:
+            heads = max(0, self._length(fd) - 1) // length  # something is always left, as a collapse wants it
+            if heads:
                 _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, _FAR, block)  # nothing is cut off that cannot be given back
                 self._cut(fd, length, heads, keep)
                 self._give_back(fd)
+            return heads
         finally:
             os.close(fd)
 
@@ -140,20 +145,18 @@ class Log:
         return max(0, length)
 
     def _cut(self, fd: int, length: int, heads: int, keep: int) -> None:
-        """Cut off one head; at once all those that would not be kept anyway, however much there is to be caught up."""
+        """Cut off the heads, each into a file of its own; those that would not be kept into none."""
         if not os.path.exists(self._at):
             self._begin()
-        start = self._state.cut
-        plain = self._names(start)[0]
-        if heads > keep:
-            self._drop(self._state.kept)
-            for left in (plain, f"{plain}.part"):  # by a crash
-                _remove(left)
-            self._save(replace(self._state, cut=start + (heads - keep) * length, punched=False))
-            return
-        self._copy(fd, start - self._state.shifted, length, plain)
-        self._drop(self._state.kept[: max(0, len(self._state.kept) + 1 - keep)])
-        self._save(replace(self._state, cut=start + length, punched=False, kept=(*self._state.kept, start)))
+        cut, shifted = self._state.cut, self._state.shifted
+        starts = [cut + number * length for number in range(heads)]
+        skipped, starts = starts[: max(0, heads - keep)], starts[max(0, heads - keep) :]
+        for start in starts:
+            self._copy(fd, start - shifted, length, self._names(start)[0])
+        self._drop(max(0, len(self._state.kept) + len(starts) - keep))
+        for start in skipped:
+            _remove(self._names(start)[0])  # a crash may have left it
+        self._save(State(cut + heads * length, shifted, kept=(*self._state.kept, *starts)))
 
     def _copy(self, fd: int, at: int, length: int, to: str) -> None:
         part = f"{to}.part"
@@ -170,9 +173,11 @@ class Log:
             _remove(part)
             raise
 
-    def _drop(self, starts: tuple[int, ...]) -> None:
+    def _drop(self, number: int) -> None:
+        """Remove the oldest rotated files."""
         with self._lock:  # so that none of them is compressed meanwhile
-            self._state = replace(self._state, kept=self._state.kept[len(starts) :])
+            starts, kept = self._state.kept[:number], self._state.kept[number:]
+            self._state = replace(self._state, kept=kept)
         for start in starts:
             for name in self._names(start):
                 _remove(name)

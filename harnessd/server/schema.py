@@ -84,6 +84,7 @@ run = Table(
     Column("status_rows", BigInteger, nullable=False),  # of this run in `status`: counting ten million takes too long
     Column("thinned", BigInteger, nullable=False),  # statuses of this run that were left out
     Index("ix_run_job_id_id", "job_id", "id"),
+    Index("ix_run_job_id_started_us", "job_id", "started_us"),
     Index("ix_run_unread", "id", sqlite_where=text("NOT journal_done"), postgresql_where=text("NOT journal_done")),
 )
 
@@ -111,7 +112,10 @@ event = Table(
     Column("actor", String),
     Column("data", Text, nullable=False),
     Index("ix_event_job_id_at_us", "job_id", "at_us"),
+    Index("ix_event_job_id_kind_at_us", "job_id", "kind", "at_us"),
     Index("ix_event_at_us", "at_us"),
+    Index("ix_event_kind_at_us", "kind", "at_us"),
+    Index("ix_event_run_id_at_us", "run_id", "at_us"),
 )
 
 sample = Table(

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from harnessd.errors import CannotListen
+from harnessd.web.listening import BACKLOG
 
-BACKLOG = 2048
 _DRAIN_S = 5  # how long requests under way may take once the end is near
 
 
@@ -55,23 +54,3 @@ class HttpServer:
         self._server.should_exit = True
         if self._task:
             await self._task
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises CannotListen, saying why."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CannotListen(f"cannot listen on {url_of(host, port)}: {why}; set http.port to a free one") from error
-    listening.setblocking(False)
-    return listening
-
-
-def url_of(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from harnessd import tree
 from helpers.brand import Brand, is_alive
 from helpers.waiting import DEADLINE_S, until
+
+from harnessd import tree
 
 COMMAND = (str(Path(sys.executable).with_name("harnessd")), "serve")
 JOBS = Path(__file__).with_name("jobs.py")

@@ -64,7 +64,8 @@ class Run:
         return [line[kind] for line in lines if kind in line]
 
     def until_said(self, status: Any) -> None:
-        until(lambda: status in self.said(), f"the job says {status!r}")
+        until(lambda: status in self.said() or not self.is_left(), f"the job says {status!r}")
+        assert status in self.said(), f"it ended without saying {status!r}: {self.out}"
 
     def is_left(self) -> bool:
         return bool(tree.members({self.spec.mark}))
@@ -107,7 +108,8 @@ class Rig:
             frame, fds = self._next()
             if frame.get("re") == number:
                 return frame, fds
-            self._events.append((frame, fds))
+            if "event" in frame:
+                self._events.append((frame, fds))
 
     def event(self, kind: str, **expected: Any) -> tuple[Frame, list[int]]:
         """Return the first event of the kind that has these values."""

@@ -83,7 +83,7 @@ def test_exception_is_a_traceback_on_stderr_and_a_line_in_the_journal(rig: Rig) 
     ("body", "error"),
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("class Job(Cradle:", "SyntaxError: '(' was never closed"),
+        ("class Job(Cradle) pass", "SyntaxError: "),
         ("Other = 1", "AttributeError: module"),
         ("Job = 5", "harnessd.errors.NotAJob: cannot run 5: a Cradle or a callable is wanted"),
         ("class Job: pass", "harnessd.errors.NotAJob: cannot run Job: it does not extend Cradle"),
@@ -106,7 +106,7 @@ def test_job_that_cannot_be_loaded_is_exit_code_1_and_says_why(body: str, error:
         "async def Job(cradle): return 7",
         "Job = lambda cradle: 7",
         "class Made(Cradle):\n    def run(self): return 7\nJob = Made()",
-        "class Outer:\n    @staticmethod\n    def __call__(): return 7\nJob = Outer()",
+        "class Outer:\n    def __call__(self): return 7\nJob = Outer()",
     ],
 )
 def test_what_can_be_a_job(body: str, rig: Rig) -> None:

@@ -118,7 +118,7 @@ def test_signal_goes_to_the_whole_tree_or_to_the_first_process_alone(rig: Rig) -
 
 def test_orphans_of_strangers_are_reaped(rig: Rig) -> None:
     """A process without a mark comes to the keeper as its subreaper when its parent ends."""
-    run = rig.spawn(f"""{HEAD}
+    run = rig.spawn(f"""
         import resource
         class Job(Cradle):
             def run(self):
@@ -130,7 +130,7 @@ def test_orphans_of_strangers_are_reaped(rig: Rig) -> None:
                     self.set_status("orphaned")
                     os._exit(0)
                 time.sleep(1000)
-        """.replace("\n        ", "\n"))
+        """)
     run.until_said("orphaned")
     until(lambda: set(rig.members()) == {rig.process.pid, run.pid}, "the orphan is reaped")
     zombies = [entry for entry in os.listdir("/proc") if entry.isdecimal() and _parent(entry) == rig.process.pid]

@@ -106,7 +106,7 @@ def test_list_tells_every_run_with_its_descriptors(rig: Rig) -> None:
 
 
 def test_descriptors_are_held_and_handed_back(rig: Rig, pipe: tuple[int, int]) -> None:
-    rig.tell({"op": "store", "name": "http", "id": 1000}, list(pipe))
+    rig.tell({"op": "store", "name": "http"}, list(pipe))
     rig.ask("list")
     ((frame, (reading, writing)),) = rig.events()
     assert (frame["event"], frame["name"]) == ("stored", "http")

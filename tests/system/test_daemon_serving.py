@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harnessd import __version__
 from helpers.daemon import COMMAND, Daemon, children, free_port
 from helpers.waiting import until
+
+from harnessd import __version__
 
 
 def test_every_job_runs_in_a_process_of_its_own_and_is_listed(daemon: Daemon) -> None:
@@ -131,6 +132,7 @@ def test_a_port_in_use_is_said_in_one_line(daemon: Daemon) -> None:
         daemon.launch()
         assert daemon.wait() == 1
     assert f"cannot listen on http://127.0.0.1:{daemon.port}" in daemon.log
+    assert "starting" not in daemon.log  # no job is started in vain
     assert "Traceback" not in daemon.log
 
 
@@ -161,9 +163,9 @@ def _unknown_default(daemon: Daemon) -> None:
     ("spoil", "said"),
     [
         (_no_such_folder, ["config"]),
-        (_unknown_setting, ["harnessd.toml:3", "preloads", "preload"]),
+        (_unknown_setting, ["harnessd.toml", "preloads (line 3)", "'preload'"]),
         (_broken_toml, ["harnessd.toml", "line 1"]),
-        (_wrong_type, ["harnessd.toml:7", "max_body_bytes"]),
+        (_wrong_type, ["harnessd.toml", "http.max_body_bytes (line 7)"]),
         (_unknown_default, ["harnessd.toml", "default_job", "'idle'"]),
     ],
 )

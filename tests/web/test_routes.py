@@ -207,8 +207,8 @@ def test_start_of_a_stopped_job_is_accepted_and_changes_what_is_wanted(method: s
         entry = site.supervisor.find("etl")
         assert (answer.status, answer.json["verb"], answer.json["queued"]) == (202, "start", True)
         assert entry.job.want is Want.UP
-        while entry.job.state is not State.BACKOFF:
-            await asyncio.sleep(0)
+        await entry.gone()
+        assert entry.job.state is State.BACKOFF
         assert entry.timer
         entry.timer.cancel()
 
@@ -304,7 +304,7 @@ def test_no_job_at_all_is_told_as_such() -> None:
 def test_a_defect_in_a_handler_is_a_problem_too_and_tells_nothing() -> None:
     async def asked() -> Answer:
         site = Site("etl")
-        site.supervisor.find = lambda name: 1 / 0  # type: ignore[assignment,return-value]
+        site.supervisor.find = lambda _: 1 / 0  # type: ignore[assignment,return-value]
         return await site.ask("GET", "/hb")
 
     assert "division" not in check_problem(asyncio.run(asked()), 500, "internal-error")["detail"]

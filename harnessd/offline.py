@@ -1,0 +1,81 @@
+"""What can be done to a config directory and its database without asking a daemon."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from harnessd.errors import ConfigError, StoreError
+from harnessd.server import configdir, migrations, places, schema
+from harnessd.server.database import Database
+
+
+def problems(config_dir: Path) -> tuple[list[str], int]:
+    """Return a line for each thing that is wrong with the directory, and how many jobs are right."""
+    try:
+        loaded = configdir.load(config_dir)
+    except ConfigError as error:
+        return error.problems, 0
+    return loaded.all_problems(), len(loaded.jobs)
+
+
+def schemas() -> str:
+    """Return the JSON Schemas of the settings and of a job file."""
+    return json.dumps(configdir.json_schemas(), indent=2)
+
+
+def current(config_dir: Path) -> str:
+    """Return the schema's revision in the database, and the one of this code."""
+    with _database(config_dir) as database, database.readers.connect() as connection:
+        return f"{migrations.current(connection) or 'none'} (this harnessd: {schema.HEAD})"
+
+
+def upgrade(config_dir: Path) -> str:
+    """Make or migrate the tables."""
+    with _database(config_dir) as database, database.connect() as connection:
+        with connection.begin():
+            migrations.upgrade(connection)
+        return f"the schema is at {schema.HEAD}"
+
+
+def damage(config_dir: Path) -> list[str]:
+    """Return what is wrong with the database file."""
+    with _database(config_dir) as database, database.readers.connect() as connection:
+        return database.damage(connection)
+
+
+def vacuum(config_dir: Path) -> str:
+    """Give the space of deleted rows back to the filesystem."""
+    with _database(config_dir) as database, database.connect() as connection:
+        for _ in database.vacuum(connection):
+            pass
+    return "done"
+
+
+def backup(config_dir: Path, file: Path) -> str:
+    """Copy the database as it is now into a new file, while it is in use."""
+    if file.exists():
+        raise StoreError(f"cannot back up to {file}: it exists")
+    with _database(config_dir) as database:
+        database.backup(file)
+    return f"{file}: {file.stat().st_size} bytes"
+
+
+@contextmanager
+def _database(config_dir: Path) -> Iterator[Database]:
+    settings = configdir.load(config_dir).require_settings()
+    where = settings.database or places.state_dir(settings.state_dir) / "harnessd.db"
+    if isinstance(where, Path) and not where.exists():
+        raise StoreError(f"cannot use {where}: there is no database yet")
+    database = Database(where)
+    try:
+        yield database
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise StoreError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
+    finally:
+        database.dispose()

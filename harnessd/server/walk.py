@@ -1,0 +1,251 @@
+"""Walks the tables along their indexes, a page at a time, from where the page before it ended.
+
+No walk counts, skips or sorts rows that it does not return, save few. Rows of one job are walked by (job, time). A run's
+statuses are walked by their numbers; with a window of time as well, by time within the run's life. Statuses of all jobs
+have no index of their own, as every status that is stored would pay for it: `_floor` finds how far back a page can reach
+at most, in the index of each job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Join, Select, Table, literal_column, or_, select, union_all
+
+from harnessd.server import schema
+from harnessd.server.asked import Asked, Path, What
+from harnessd.server.fields import named, pick
+from harnessd.server.timespan import iso
+
+CHUNK_ROWS = 250  # of all jobs, whose order is found in one go
+LIFE_MARGIN_US = 60_000_000  # a run's rows may bear times that much outside of its life, as clocks are corrected
+
+
+class Json(str):
+    """Text that is JSON already."""
+
+    __slots__ = ()
+
+
+Row = tuple[Any, ...]
+
+
+class Page(NamedTuple):
+    rows: list[Row]
+    next: str | None  # the cursor to the rows behind these
+
+
+class Source(NamedTuple):
+    """A table as it is asked for. `time` and `id` are its order; `id` alone need not be unique over all jobs."""
+
+    table: Table
+    time: ColumnElement[Any]
+    id: ColumnElement[Any]
+    run: ColumnElement[Any]
+    columns: dict[str, ColumnElement[Any]]
+    json: str | None = None  # the column that holds JSON
+    times: tuple[str, ...] = ("at",)
+
+
+_status, _run, _event, _sample = schema.status.c, schema.run.c, schema.event.c, schema.sample.c
+_NAME = schema.job.c.name
+SOURCES: dict[What, Source] = {
+    "history": Source(
+        schema.status,
+        _status.at_us,
+        _status.id,
+        _status.run_id,
+        {"at": _status.at_us, "job": _NAME, "run": _status.run_id, "seq": _status.seq, "status": _status.status},
+        json="status",
+    ),
+    "runs": Source(
+        schema.run,
+        _run.started_us,
+        _run.id,
+        _run.id,
+        {"run": _run.id, "job": _NAME, "pid": _run.pid, "started": _run.started_us, "ended": _run.ended_us}
+        | {name: _run[name] for name in ("wall_s", "exit_code", "signal", "reason", "cpu_s", "peak_rss_bytes")},
+        times=("started", "ended"),
+    ),
+    "events": Source(
+        schema.event,
+        _event.at_us,
+        _event.id,
+        _event.run_id,
+        {"at": _event.at_us, "id": _event.id, "job": _NAME, "run": _event.run_id}
+        | {name: _event[name] for name in ("kind", "actor", "data")},
+        json="data",
+    ),
+    "metrics": Source(
+        schema.sample,
+        _sample.at_us,
+        _sample.job_id,
+        _sample.run_id,
+        {"at": _sample.at_us, "job": _NAME, "run": _sample.run_id}
+        | {name: _sample[name] for name in ("cpu_percent", "rss_bytes", "threads", "fds")},
+    ),
+}
+
+Key = tuple[int, int]
+Found = tuple[Key, Row, int]  # and what it weighs in PAGE_BYTES
+Window = tuple[int | None, int | None]  # from, and before
+Wheres = list[ColumnElement[bool]]
+
+
+def walk(connection: Connection, asked: Asked, limit: int) -> Iterator[Found]:
+    """Yield at most so many rows in their order."""
+    job_id = None if asked.job is None else job_id_of(connection, asked.job)
+    window = within_life(connection, asked)
+    if window is None or (asked.job is not None and job_id is None):
+        return
+    source, after = _source(asked), asked.after
+    over_all = asked.what == "history" and job_id is None and asked.run is None
+    while limit > 0:
+        wanted = min(limit, CHUNK_ROWS) if over_all else limit
+        floor = _floor(connection, asked, window, after, wanted) if over_all else []
+        query = _query(source, asked, [*wheres(source, asked, job_id, window, after), *floor], wanted)
+        found = 0
+        for row in connection.execute(query(connection.dialect.name).execution_options(yield_per=32)):
+            found += 1
+            after = (row[0], row[1])
+            shown = shown_row(source, row[2:], asked.fields)
+            yield after, shown, sum(len(value) for value in shown if type(value) is Json)
+        limit -= found
+        if found < wanted:
+            return
+
+
+def _source(asked: Asked) -> Source:
+    source = SOURCES[asked.what]
+    return source._replace(time=_status.seq) if asked.key == "seq" else source
+
+
+def _query(source: Source, asked: Asked, where: Wheres, limit: int) -> Callable[[str], Select[Any]]:
+    """Return what makes the statement for a dialect."""
+
+    def made(dialect: str) -> Select[Any]:
+        shown = dict(source.columns)
+        if asked.fields:
+            shown["status"] = pick(_status.status, [path for _, path in asked.fields], dialect)
+        named = [column.label(f"shown_{name}") for name, column in shown.items()]
+        rows = select(source.time.label("key_1"), source.id.label("key_2"), *named).select_from(_with_job(source))
+        rows = rows.where(*where)
+        if len(asked.kinds) < 2 or asked.run is not None:
+            return rows.order_by(*_order(asked, source.time, source.id)).limit(limit)
+        # An IN would be sorted as a whole: each kind is a walk of its own.
+        each = [
+            rows.where(_event.kind == kind).order_by(*_order(asked, source.time, source.id)).limit(limit).subquery()
+            for kind in asked.kinds
+        ]
+        merged = union_all(*map(select, each)).subquery()
+        return select(merged).order_by(*_order(asked, merged.c.key_1, merged.c.key_2)).limit(limit)
+
+    return made
+
+
+def _order(asked: Asked, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    return [key.desc() if asked.descending else key.asc() for key in keys]
+
+
+def _with_job(source: Source) -> Join:
+    """Return the table with the job of each row. Not every event has one."""
+    is_of = schema.job.c.id == _unindexed(source.table.c.job_id)
+    return source.table.join(schema.job, is_of, isouter=source.table is schema.event)
+
+
+def _unindexed(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the column such that SQLite does not choose an index for it."""
+    return literal_column(f"+{column}")
+
+
+def wheres(source: Source, asked: Asked, job_id: int | None, window: Window, after: Key | None) -> Wheres:
+    since, until = window
+    time_of, job_of = SOURCES[asked.what].time, source.table.c.job_id
+    walks_run = asked.run is not None and (asked.key == "seq" or asked.what in ("runs", "events"))
+    where: Wheres = []
+    if job_id is not None:
+        where.append((_unindexed(job_of) if walks_run else job_of) == job_id)
+    if asked.run is not None:
+        where.append((source.run if walks_run else _unindexed(source.run)) == asked.run)
+    if since is not None:
+        where.append(time_of >= since)
+    if until is not None:
+        where.append(time_of < until)
+    if len(asked.kinds) == 1 and not walks_run:
+        where.append(_event.kind == asked.kinds[0])
+    elif asked.kinds and walks_run:
+        where.append(_unindexed(_event.kind).in_(asked.kinds))
+    return where + _behind(source.time, source.id, asked, after)
+
+
+def _behind(time_of: ColumnElement[Any], id_of: ColumnElement[Any], asked: Asked, after: Key | None) -> Wheres:
+    """Return the conditions for what is behind the key: where to begin in the index, and which rows of that moment."""
+    if after is None:
+        return []
+    if asked.descending:
+        return [time_of <= after[0], or_(time_of < after[0], id_of < after[1])]
+    return [time_of >= after[0], or_(time_of > after[0], id_of > after[1])]
+
+
+def within_life(connection: Connection, asked: Asked) -> Window | None:
+    """Return the window, for the rows of one run no wider than its life; None when no row can be in it."""
+    since, until = asked.since_us, asked.until_us
+    if asked.run is None or asked.key == "seq" or asked.what in ("runs", "events"):
+        return since, until
+    life = connection.execute(select(_run.started_us, _run.ended_us).where(_run.id == asked.run)).first()
+    if life is None:
+        return None
+    since = max(since or 0, life.started_us - LIFE_MARGIN_US)
+    ends = [end for end in (until, life.ended_us and life.ended_us + LIFE_MARGIN_US) if end is not None]
+    return since, min(ends, default=None)
+
+
+def _floor(connection: Connection, asked: Asked, window: Window, after: Key | None, wanted: int) -> Wheres:
+    """Return how far the next `wanted` rows of all jobs reach at most, so that no more than about these are sorted.
+
+    They do not reach further than the last of `wanted` rows of any one job; nor further than `few` rows in each of so
+    many jobs that these make `wanted`.
+    """
+    few = math.isqrt(wanted - 1) + 1
+    many = -(-wanted // few)
+    one = schema.status.alias()
+    where = [one.c.job_id == schema.job.c.id, *_behind(one.c.at_us, one.c.id, asked, after)]
+    where += [one.c.at_us >= window[0]] if window[0] is not None else []
+    where += [one.c.at_us < window[1]] if window[1] is not None else []
+    back = select(one.c.at_us).where(*where).order_by(*_order(asked, one.c.at_us, one.c.id)).limit(1)
+    nth = (back.offset(number - 1).scalar_subquery() for number in (few, wanted))
+    reach = connection.execute(select(*nth)).all()
+    fews = sorted((row[0] for row in reach if row[0] is not None), reverse=asked.descending)
+    reaches = [row[1] for row in reach if row[1] is not None] + fews[many - 1 : many]
+    if not reaches:
+        return []
+    return [_status.at_us >= max(reaches)] if asked.descending else [_status.at_us <= min(reaches)]
+
+
+def shown_row(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Path]] = ()) -> Row:
+    row = []
+    for name, value in zip(source.columns, values, strict=True):
+        if name in source.times and value is not None:
+            row.append(iso(value))
+        elif name != source.json:
+            row.append(value)
+        else:
+            row.append(Json(named([name for name, _ in fields], value) if fields else value))
+    return tuple(row)
+
+
+def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) -> Select[Any]:
+    """Return the query for events by their ids."""
+    source = SOURCES["events"]
+    query = select(*source.columns.values()).select_from(_with_job(source)).where(_event.id > id)
+    if job_id is not None:
+        query = query.where(_unindexed(_event.job_id) == job_id)
+    if kinds:
+        query = query.where(_unindexed(_event.kind).in_(kinds))
+    return query.order_by(_event.id).limit(limit)
+
+
+def job_id_of(connection: Connection, name: str) -> int | None:
+    return connection.scalar(select(schema.job.c.id).where(schema.job.c.name == name))

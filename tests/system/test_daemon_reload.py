@@ -1,0 +1,296 @@
+"""A config directory that changes under a daemon."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from helpers.daemon import Daemon, ended
+from helpers.waiting import until
+
+from harnessd.states import Command
+
+
+def test_reload_answers_what_was_added_changed_removed_and_left_alone(daemon: Daemon) -> None:
+    for name in ("stays", "changes", "goes"):
+        daemon.job(name, "Idle")
+    daemon.start()
+    before = daemon.wait_all("running")
+    daemon.job("comes", "Idle")
+    daemon.job("sleeps", "Idle", autostart=False)
+    daemon.job("changes", "Idle", args=["new"])
+    (daemon.config / "jobs" / "goes.json").unlink()
+    answer = daemon.reload()
+    assert answer == {
+        "added": ["comes", "sleeps"],
+        "changed": ["changes"],
+        "removed": ["goes"],
+        "unchanged": ["stays"],
+        "refused": {},
+        "restart_needed": [],
+    }
+    daemon.wait_for(lambda: "goes" not in daemon.jobs(), "the removed job is deregistered")
+    assert ended(before["goes"]["pid"])
+    assert daemon.get("/jobs/goes/hb").status_code == 404
+    daemon.wait_status("changes", args=["new"])
+    after = daemon.wait_all("running", ["stays", "changes", "comes"])
+    assert after["stays"]["pid"] == before["stays"]["pid"]
+    assert after["changes"]["pid"] != before["changes"]["pid"]
+    assert after["changes"]["last_exit"]["reason"] == "stopped"
+    assert after["changes"]["restarts"] == 0
+    assert daemon.jobs()["sleeps"]["state"] == "stopped"
+
+
+def test_nothing_changed_touches_nothing(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle", env={"A": "1"})
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    for _ in range(3):
+        assert daemon.reload()["unchanged"] == ["idle"]
+    assert daemon.hb("idle")["pid"] == pid
+    assert daemon.status("idle")["told"] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"restart": "never"},
+        {"tags": ["new"]},
+        {"kill_grace": 9.5},
+        {"autostart": False},
+        {"max_failures": 9},
+        {"backoff": {"first_s": 3}},
+        {"log": {"keep": 3}},
+        {"history": {"keep_days": 3}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_needs_no_new_run_is_in_force_without_one(daemon: Daemon, change: dict[str, object]) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.job("idle", "Idle", **change)
+    assert daemon.reload()["changed"] == ["idle"]
+    whole = daemon.get("/jobs/idle").json()
+    assert whole["pid"] == pid
+    assert whole["state"] == "running"
+    (key,) = change
+    assert whole["spec"][key] == change[key] or whole["spec"][key].items() >= change[key].items()
+    assert daemon.status("idle")["told"] == []
+
+
+def test_a_changed_restart_policy_decides_the_next_exit(daemon: Daemon, tmp_path: object) -> None:
+    daemon.job("waits", "Waits", args=[f"{tmp_path}/go", "3"], restart="always")
+    daemon.start()
+    daemon.status("waits")
+    daemon.job("waits", "Waits", args=[f"{tmp_path}/go", "3"], restart="never")
+    daemon.reload()
+    (daemon.folder / "go").touch()
+    hb = daemon.wait_state("waits", "failed")
+    assert hb["last_exit"]["code"] == 3
+    assert hb["restarts"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"args": ["new"]},
+        {"env": {"A": "2"}},
+        {"cwd": "/"},
+        {"umask": "027"},
+        {"nice": 1},
+        {"limits": {"core": 0}},
+        {"control": "signals"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_needs_a_new_run_gets_one(daemon: Daemon, change: dict[str, object]) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.job("idle", "Idle", **change)
+    assert daemon.reload()["changed"] == ["idle"]
+    daemon.wait_for(lambda: daemon.hb("idle")["pid"] not in (pid, None), "a new run")
+    daemon.wait_state("idle", "running")
+
+
+def test_a_changed_config_goes_as_config_over_which_the_overrides_lie(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle", config={"a": 1, "b": {"x": 1, "y": 1}})
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.post("/jobs/idle/config", {"b": {"y": 2}}, wait=30)
+    daemon.job("idle", "Idle", config={"a": 5, "b": {"x": 5, "y": 5}, "c": 5})
+    assert daemon.reload()["changed"] == ["idle"]
+    daemon.wait_status("idle", pid=pid, config={"a": 5, "b": {"x": 5, "y": 2}, "c": 5})
+    assert daemon.status("idle")["told"] == [Command.CONFIG, Command.CONFIG]
+    assert daemon.get("/jobs/idle/config").json()["effective"] == {"a": 5, "b": {"x": 5, "y": 2}, "c": 5}
+
+
+def test_a_changed_config_of_a_job_that_is_down_is_found_at_its_start(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle", autostart=False, config={"a": 1})
+    daemon.start()
+    daemon.job("idle", "Idle", autostart=False, config={"a": 2})
+    daemon.reload()
+    assert daemon.hb("idle")["state"] == "stopped"
+    daemon.get("/jobs/idle/start", wait=30)
+    daemon.wait_status("idle", config={"a": 2})
+
+
+def test_a_broken_file_leaves_the_job_as_it_was_and_is_reported_everywhere(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle", args=["old"])
+    daemon.job("other", "Idle")
+    daemon.start()
+    pids = {name: job["pid"] for name, job in daemon.wait_all("running").items()}
+    daemon.job("idle", "Idle", args=["new"], restrat="always")
+    daemon.job("other", "Idle", tags=["new"])
+    answer = daemon.reload()
+    (problem,) = answer["refused"]["idle"]
+    assert "idle.json" in problem
+    assert "restrat" in problem
+    assert "'restart'" in problem
+    assert answer["changed"] == ["other"]
+    assert answer["removed"] == []
+    whole = daemon.get("/jobs/idle").json()
+    assert whole["problems"] == [problem]
+    assert whole["pid"] == pids["idle"]
+    assert whole["spec"]["args"] == ["old"]
+    assert problem in daemon.log
+    # A server that starts now knows the job from the one before it, and says so too.
+    daemon.wait_new_server(daemon.kill_server())
+    assert daemon.get("/jobs/idle").json()["problems"] == [problem]
+    assert {name: job["pid"] for name, job in daemon.jobs().items()} == pids
+    daemon.job("idle", "Idle", args=["old"])
+    assert daemon.reload()["refused"] == {}
+    assert daemon.get("/jobs/idle").json()["problems"] == []
+    assert daemon.hb("idle")["pid"] == pids["idle"]
+
+
+@pytest.mark.parametrize("text", ["entrypoint = [", "", "entrypoint = 'nowhere.py:Job'", "command = []", "\x00"])
+def test_no_contents_of_a_file_stop_a_job(daemon: Daemon, text: str) -> None:
+    daemon.write("idle", 'command = ["sleep", "3600"]')
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.write("idle", text)
+    assert list(daemon.reload()["refused"]) == ["idle"]
+    assert daemon.hb("idle")["pid"] == pid
+
+
+def test_a_doubled_name_is_refused(daemon: Daemon) -> None:
+    daemon.write("idle", 'command = ["sleep", "3600"]')
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.job("idle", ["sleep", "1"])
+    (first, second) = daemon.reload()["refused"]["idle"]
+    assert "doubled" in first
+    assert "idle.json" in second + first
+    assert daemon.hb("idle")["pid"] == pid
+
+
+def test_broken_settings_are_refused_and_the_old_ones_stay(daemon: Daemon) -> None:
+    daemon.job("one", "Idle")
+    daemon.job("two", "Idle")
+    daemon.settings('default_job = "one"')
+    daemon.start()
+    daemon.wait_all("running")
+    daemon.settings('default_job = "three"')
+    (daemon.config / "jobs" / "two.json").unlink()
+    answer = daemon.reload()
+    assert "three" in answer["refused"]["harnessd"][0]
+    assert answer["removed"] == ["two"]
+    assert daemon.get("/hb").json()["job"] == "one"
+
+
+def test_settings_that_need_a_new_server_are_named(daemon: Daemon) -> None:
+    daemon.job("one", "Idle")
+    daemon.job("two", "Idle")
+    daemon.start()
+    daemon.wait_all("running")
+    daemon.settings('default_job = "two"\nsample_seconds = 5', http="max_body_bytes = 10")
+    assert sorted(daemon.reload()["restart_needed"]) == ["http", "sample_seconds"]
+    assert daemon.get("/hb").json()["job"] == "two"
+    pid = daemon.server_pid()
+    daemon.tell(signal.SIGUSR2)
+    daemon.wait_new_server(pid)
+    assert daemon.post("/jobs/one/config", {"key": "longer than ten bytes"}).status_code == 413
+
+
+def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    pid = daemon.wait_state("idle", "running")["pid"]
+    daemon.config.rename(daemon.folder / "elsewhere")
+    answer = daemon.post("/reload")
+    assert answer.status_code in (409, 422, 503)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "config" in answer.json()["detail"]
+    daemon.tell(signal.SIGHUP)
+    until(lambda: "cannot reload" in daemon.log, "it is logged")
+    daemon.wait_new_server(daemon.kill_server())
+    assert daemon.hb("idle")["pid"] == pid
+    (daemon.folder / "elsewhere").rename(daemon.config)
+    assert daemon.reload()["unchanged"] == ["idle"]
+
+
+def test_sighup_reloads_and_logs_what_was_done(daemon: Daemon) -> None:
+    daemon.job("one", "Idle")
+    daemon.start()
+    pid = daemon.wait_state("one", "running")["pid"]
+    daemon.job("two", "Idle")
+    daemon.job("one", "Idle", bogus=1)
+    daemon.tell(signal.SIGHUP)
+    daemon.wait_for(lambda: "two" in daemon.jobs(), "the new job is there")
+    daemon.wait_state("two", "running")
+    assert daemon.hb("one")["pid"] == pid
+    until(lambda: "bogus" in daemon.log and "'added': ['two']" in daemon.log, "it is logged")
+    (data,) = daemon.wait_for(lambda: daemon.rows("SELECT data FROM event WHERE kind = 'reload'"), "it is recorded")
+    assert "two" in data[0]
+
+
+def test_a_disabled_file_is_as_none(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    daemon.wait_state("idle", "running")
+    daemon.job("idle", "Idle", enabled=False)
+    assert daemon.reload()["removed"] == ["idle"]
+    daemon.wait_for(lambda: not daemon.jobs(), "it is deregistered")
+    daemon.job("idle", "Idle")
+    assert daemon.reload()["added"] == ["idle"]
+    daemon.wait_state("idle", "running")
+
+
+def test_a_removed_job_that_comes_back_while_it_is_stopping_runs_again(daemon: Daemon) -> None:
+    path = daemon.job("stubborn", "Stubborn", kill_grace=0.5)
+    daemon.start()
+    daemon.status("stubborn")
+    path.unlink()
+    assert daemon.reload()["removed"] == ["stubborn"]
+    assert daemon.hb("stubborn")["state"] == "stopping"
+    daemon.job("stubborn", "Stubborn", kill_grace=0.5)
+    daemon.reload()
+    daemon.wait_state("stubborn", "running")
+
+
+def test_a_changed_file_of_a_failed_job_starts_it_afresh(daemon: Daemon) -> None:
+    daemon.job("idle", "helpers_that_are_nowhere:Idle", max_failures=1)
+    daemon.start()
+    daemon.wait_state("idle", "failed")
+    daemon.job("idle", "Idle", max_failures=1)
+    daemon.reload()
+    daemon.wait_state("idle", "running")
+
+
+def test_a_file_removed_while_no_server_is_there_ends_the_run(daemon: Daemon) -> None:
+    daemon.job("stays", "Idle")
+    daemon.job("goes", "Idle")
+    daemon.start()
+    before = daemon.wait_all("running")
+    (daemon.config / "jobs" / "goes.json").unlink()
+    daemon.wait_new_server(daemon.kill_server())
+    daemon.wait_for(lambda: "goes" not in daemon.jobs(), "the removed job is deregistered")
+    assert ended(before["goes"]["pid"])
+    assert daemon.hb("stays")["pid"] == before["stays"]["pid"]
+    (row,) = daemon.wait_for(
+        lambda: daemon.rows("SELECT reason FROM run WHERE pid = ? AND reason NOTNULL", before["goes"]["pid"]),
+        "its end is recorded",
+    )
+    assert row == ("stopped",)
