@@ -3,8 +3,8 @@
     python benchmarks/incell.py
 
 All of it is measured inside one real run: a keeper has forked it and a server reads its journal meanwhile. The
-candidates take turns, so that what else the machine does falls on all of them alike. A put into a queue returns early and
-leaves its work to a thread of the same process, so the CPU time of the whole process is told beside the time of a call.
+candidates take turns, so that what else the machine does falls on all of them alike. A put into a queue returns early
+and leaves its work to a thread of the process, so the CPU time of the whole process is told beside that of a call.
 """
 
 from __future__ import annotations

@@ -343,7 +343,9 @@ class Daemon:
 
     async def _reload(self) -> dict[str, Any]:
         """Read the config directory again and bring the jobs in line with it. Return what was done."""
+        import logging
         from dataclasses import replace
+        from itertools import chain
 
         from harnessd.server import configdir, lastgood
         from harnessd.server.reload import reload
@@ -358,6 +360,10 @@ class Daemon:
         self._loaded = replace(loaded, settings=settings, jobs=kept)
         lastgood.keep(self._link, self._loaded)
         self._note("reload", answer)
+        log = logging.getLogger(__name__)
+        for problem in chain.from_iterable(answer["refused"].values()):
+            log.error("%s", problem)
+        log.info("reloaded: %s", {key: value for key, value in answer.items() if value and key != "refused"})
         return answer
 
 
@@ -446,8 +452,7 @@ def _spawn_reload(reload: Callable[[], Any]) -> None:
 
     async def tried() -> None:
         try:
-            answer = await reload()
-            logging.getLogger(__name__).info("reloaded: %s", {key: value for key, value in answer.items() if value})
+            await reload()
         except HarnessError as error:
             logging.getLogger(__name__).error("cannot reload: %s", error)
 

@@ -35,6 +35,7 @@ from harnessd.keeper.children import Child
 from harnessd.wire import RunSpec
 
 _HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
+_COMMAND_MAILBOX = 3  # a shell can name descriptors of one digit only
 _PR_SET_PDEATHSIG = 1
 _EXIT_CANNOT_EXECUTE = 126  # as a shell says it
 _EXIT_NOT_FOUND = 127
@@ -243,9 +244,10 @@ def _restore_signals(before: Pristine) -> None:
 
 
 def _execute(spec: RunSpec, ends: Ends) -> NoReturn:
-    changes = {**spec.env, "HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(ends.mailbox)}
+    mailbox = ends.mailbox if spec.python else _COMMAND_MAILBOX
+    os.dup2(ends.mailbox, mailbox, inheritable=True)
+    changes = {**spec.env, "HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(mailbox)}
     env = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
-    os.set_inheritable(ends.mailbox, True)
     argv = [*spec.command, *spec.args]
     if spec.python:
         os.set_blocking(ends.mailbox, False)

@@ -58,8 +58,7 @@ def plan(
     for run in found:
         held.add(run.run)
         definition = definitions.get(run.job)
-        stored = run.run <= known.last_run and run.run not in digests  # its end is, so that its job went on
-        if isinstance(run, ExitRecord) and (definition is None or stored or run.job in with_run):
+        if isinstance(run, ExitRecord) and (definition is None or run.run in known.ended or run.job in with_run):
             result.passed.append(run)
             continue
         if definition is None:
@@ -92,7 +91,10 @@ def _job_with_run(row: JobRow | None, run: LiveRun | ExitRecord, definition: Def
         life = policy.Paused(since)
     elif not row.ever_up and now - since < definition.rules.start_seconds:
         life = policy.Starting(since)
-    return policy.Job(Want(row.want), life, row.failures, row.restarts, row.ever_up)
+    # A stop or a kill that the database knows has left its mark in the state; any other run is wanted, whatever was
+    # not stored any more when the last server died.
+    want = Want(row.want) if isinstance(life, policy.Stopping) else Want.UP
+    return policy.Job(want, life, row.failures, row.restarts, row.ever_up)
 
 
 def _idle_job(row: JobRow | None, definition: Definition, cold: bool, now: float) -> policy.Job:

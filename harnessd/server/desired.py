@@ -24,6 +24,8 @@ _RUNS = (
     "FROM run JOIN job ON job.id = run.job_id WHERE NOT run.journal_done ORDER BY run.id"
 )
 
+_ENDED = "SELECT id FROM run WHERE ended_us IS NOT NULL ORDER BY id DESC LIMIT 10000"  # far more than wait for an ack
+
 
 def load_fast(path: str | os.PathLike[str]) -> Loaded:
     """Return what the SQLite database says; `error` is set, and all else empty, when it cannot be read."""
@@ -46,6 +48,7 @@ def read(execute: Execute) -> Loaded:
         jobs=tuple(_job(row) for row in execute(_JOBS)),
         runs=tuple(run for ended, run in rows if ended is None),
         unread=tuple(run for ended, run in rows if ended is not None),
+        ended=frozenset(row[0] for row in execute(_ENDED)),
         last_run=_one(execute("SELECT max(id) FROM run")),
         last_event=_one(execute("SELECT max(id) FROM event")),
     )

@@ -9,7 +9,9 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, select, text
@@ -46,22 +48,28 @@ class History:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._slots = asyncio.Semaphore(READERS)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="harnessd-history")
+        self._closing = False
+
+    def close(self) -> None:
+        """Answer nothing more, and stop the queries under way."""
+        self._closing = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(
         self, method: Callable[Concatenate[History, Args], Result], *args: Args.args, **kwargs: Args.kwargs
     ) -> Result:
         """Call the method in a thread. Raise Unavailable when the database fails, BadData when it takes too long."""
-        async with self._slots:
-            try:
-                return await asyncio.to_thread(method, self, *args, **kwargs)
-            except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-                if _was_stopped(error):
-                    raise BadData(
-                        f"cannot answer within {QUERY_SECONDS:g} s: ask for less, with since= and until="
-                    ) from None
-                self._store.suspect(error)
-                raise Unavailable(f"cannot read the history: {getattr(error, 'orig', None) or error}") from error
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, partial(method, self, *args, **kwargs))
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if _was_stopped(error):
+                raise BadData(
+                    f"cannot answer within {QUERY_SECONDS:g} s: ask for less with since= and until="
+                ) from None
+            self._store.suspect(error)
+            raise Unavailable(f"cannot read the history: {getattr(error, 'orig', None) or error}") from error
 
     def has_job(self, name: str) -> bool:
         """Return whether anything may be kept of a job of that name, be it one that was removed."""
@@ -110,7 +118,7 @@ class History:
                 yield connection
                 return
             deadline = time.monotonic() + QUERY_SECONDS
-            driver.set_progress_handler(lambda: time.monotonic() > deadline, _PROGRESS_STEPS)
+            driver.set_progress_handler(lambda: self._closing or time.monotonic() > deadline, _PROGRESS_STEPS)
             try:
                 yield connection
             finally:

@@ -156,9 +156,8 @@ class Logs:
             try:
                 now_size = os.stat(path).st_size
                 self._due[path] = (now + (_IDLE_S if now_size == size else 0), now_size)
-                if now_size > settings.max_bytes:
-                    if self.log(path).rotate(settings.max_bytes, settings.keep):
-                        self._rotated.add(path)
+                if now_size > settings.max_bytes and self.log(path).rotate(settings.max_bytes, settings.keep):
+                    self._rotated.add(path)
             except FileNotFoundError:
                 self._due[path] = (now + _IDLE_S, 0)  # nothing was written yet
             except OSError as error:

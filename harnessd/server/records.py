@@ -107,6 +107,7 @@ class Loaded:
     jobs: tuple[JobRow, ...] = ()
     runs: tuple[RunStarted, ...] = ()  # of which no end is stored
     unread: tuple[RunStarted, ...] = ()  # ended, but not all of their journal is stored
+    ended: frozenset[int] = frozenset()  # the latest runs of which an end is stored
     last_run: int = 0
     last_event: int = 0
     error: str | None = None

@@ -25,8 +25,11 @@ def reload(supervisor: Supervisor, loaded: Loaded, settings: Settings) -> dict[s
     for name in found.removed:
         supervisor.withdraw(entries[name])
     for name in (*found.changed, *found.unchanged):
-        if name in found.changed or entries[name].withdrawn:
-            supervisor.redefine(entries[name], from_file(loaded.jobs[name], settings.history))
+        entry, returned = entries[name], entries[name].withdrawn
+        if name in found.changed or returned:
+            supervisor.redefine(entry, from_file(loaded.jobs[name], settings.history))
+        if returned and entry.definition.autostart:
+            supervisor.apply(entry, policy.RestartAsked(), "its file is back")
     for name in found.added:
         entry = supervisor.add(from_file(loaded.jobs[name], settings.history))
         if entry.definition.autostart:

@@ -179,7 +179,8 @@ class Log:
             starts, kept = self._state.kept[:number], self._state.kept[number:]
             self._state = replace(self._state, kept=kept)
         for start in starts:
-            for name in self._names(start):
+            plain, compressed = self._names(start)
+            for name in (plain, compressed, f"{compressed}.part"):
                 _remove(name)
         self._compressed.difference_update(starts)
 

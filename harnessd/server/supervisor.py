@@ -30,6 +30,7 @@ from harnessd.errors import (
     Refused,
     SpawnFailed,
     TooLarge,
+    Unavailable,
     WrongState,
 )
 from harnessd.server import policy
@@ -44,6 +45,7 @@ from harnessd.server.tape import Line, Tape
 from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
 
+_SETTLE_S = 0.5
 _OUTBOX = 256  # commands that may wait for a run that is being forked: about what a mailbox holds
 _log = logging.getLogger(__name__)
 
@@ -178,6 +180,7 @@ class Supervisor:
         Raises WrongState, MailboxFull, MailboxClosed, TooLarge, and NotRead when the time is over.
         """
         receipt, unread = self._command(entry, event, data, actor)
+        await self._settle()
         if wait_s is None:
             return receipt
         await self._wait_read(entry, unread, receipt.verb, wait_s)
@@ -185,6 +188,8 @@ class Supervisor:
 
     def _command(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
         verb = _verb(event)
+        if self.ending:
+            raise Unavailable(f"cannot {verb} {entry.name!r}: the daemon is ending", job=entry.name)
         step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
         if step.refused:
             raise WrongState(f"cannot {verb} {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
@@ -241,13 +246,27 @@ class Supervisor:
             return
         try:
             async with asyncio.timeout(wait_s):
-                await asyncio.shield(waits_for)
+                ended_unread = await asyncio.shield(waits_for) is False
         except TimeoutError:
             raise NotRead(
                 f"cannot tell that {entry.name!r} has read {verb}: not within {wait_s:g} s; it is still queued",
                 job=entry.name,
                 state=entry.job.state,
             ) from None
+        if ended_unread:
+            raise WrongState(
+                f"cannot tell that {entry.name!r} has read {verb}: its run ended before",
+                job=entry.name,
+                state=entry.job.state,
+            )
+
+    async def _settle(self) -> None:
+        """Wait until what was recorded is stored, so that what is answered survives; not long, if storage fails."""
+        stored = asyncio.Event()
+        self.when_stored(stored.set)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                await stored.wait()
 
     # policy: the one choke point
 

@@ -1,9 +1,9 @@
 """Walks the tables along their indexes, a page at a time, from where the page before it ended.
 
-No walk counts, skips or sorts rows that it does not return, save few. Rows of one job are walked by (job, time). A run's
-statuses are walked by their numbers; with a window of time as well, by time within the run's life. Statuses of all jobs
-have no index of their own, as every status that is stored would pay for it: `_floor` finds how far back a page can reach
-at most, in the index of each job.
+No walk counts, skips or sorts rows that it does not return, save few. Rows of one job are walked by (job, time). A
+run's statuses are walked by their numbers; with a window of time as well, by time within the run's life. Statuses of
+all jobs have no index of their own, as every status that is stored would pay for it: `_floor` finds how far back a page
+can reach at most, in the index of each job.
 """
 
 from __future__ import annotations

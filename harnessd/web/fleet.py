@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 
 from harnessd import __version__
-from harnessd.errors import Refused, WrongState
+from harnessd.errors import ConfigError, Refused, Unavailable, WrongState
 from harnessd.server import bodies
 from harnessd.server.entry import Entry
 from harnessd.web.call import Call, answer
@@ -54,7 +54,10 @@ def _chosen(call: Call) -> list[Entry]:
 async def reload(call: Call) -> Response:
     if call.context.reload is None:
         raise WrongState("cannot reload: a script has no config directory")
-    return answer(await call.context.reload())
+    try:
+        return answer(await call.context.reload())
+    except ConfigError as error:
+        raise Unavailable(f"cannot reload: {'; '.join(error.problems)}") from error
 
 
 async def healthz(call: Call) -> Response:

@@ -78,12 +78,15 @@ class Daemon:
         (self.config / "harnessd.toml").write_text(f'{text}[http]\nhost = "127.0.0.1"\nport = {self.port}\n{http}\n')
 
     def job(self, name: str, runs: str | Sequence[str], **keys: Any) -> Path:
-        """Write the file of a job: one of helpers/jobs.py or any entrypoint by name, or a command's arguments."""
+        """Write the file of a job: one of helpers/jobs.py or any entrypoint by name, or a command's arguments.
+
+        A run has come up after 0.1 s unless it says otherwise.
+        """
         if isinstance(runs, str):
             keys = {"entrypoint": runs if ":" in runs else entrypoint(runs)} | keys
         else:
             keys = {"command": list(runs)} | keys
-        return self.write(name, json.dumps(keys), ".json")
+        return self.write(name, json.dumps({"start_seconds": 0.1} | keys), ".json")
 
     def write(self, name: str, text: str, suffix: str = ".toml") -> Path:
         """Put a job's file in place whole, as a careful editor does."""

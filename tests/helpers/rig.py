@@ -25,7 +25,7 @@ _KEEPER = """
 import dataclasses, socket, sys
 from harnessd.keeper.loop import Keeper
 keeper = Keeper(control=socket.socket(fileno=int(sys.argv[1])))
-keeper._pristine = dataclasses.replace(keeper._pristine, script=False)
+keeper._pristine = dataclasses.replace(keeper._pristine, script=False, own_fds=None)
 sys.exit(keeper.run())
 """
 _HEAD = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import pwd
 import resource
@@ -56,13 +55,14 @@ def test_run_is_as_its_spec_says(rig: Rig, tmp_path: Path) -> None:
         cwd=str(tmp_path),
         umask=0o27,
         nice=3,
-        env={"ONLY": "this", "TZ": "UTC"},
+        env={**dict.fromkeys(os.environ), "ONLY": "this", "TZ": "UTC"},
         limits={"cpu": 100, "nofile": 64, "core": 0},
     )
     assert (found["cwd"], found["umask"]) == (str(tmp_path), 0o27)
     assert found["nice"] == os.nice(0) + 3
     assert found["env"].pop("HARNESS_JOURNAL").endswith(".jsonl")
     assert found["env"] == {"ONLY": "this", "TZ": "UTC"}
+    assert looked(rig, env={"ONLY": "this"})["env"].items() >= {"ONLY": "this", "PATH": os.environ["PATH"]}.items()
     assert found["cpu"] == [100, 100] and found["nofile"] == [64, 64]
 
 
@@ -174,7 +174,7 @@ assert Same is Cradle
 class Job(Cradle):
     def run(self, *args):
         self.set_status({"python": sys.executable, "args": args, "argv": sys.argv, "config": self.get_config(),
-                         "lent": importlib.util.find_spec("uvicorn") is not None})
+                         "env": "PYTHONPATH" in os.environ, "lent": importlib.util.find_spec("uvicorn") is not None})
         print("line")
         message = self.get_msg(timeout=None)
         self.set_status(message["cmd"])
@@ -182,13 +182,13 @@ class Job(Cradle):
         self.set_status(sorted(fds))
         return 7
 """)
-    env = {"PATH": os.environ["PATH"], "USER": getpass.getuser()}
+    env = {"PYTHONPATH": None}  # that interpreter has no harnessd
     run = rig.spawn(entrypoint=f"{path}:Job", python=python, args=["a"], config={"k": 1}, env=env)
     until(lambda: run.said() or not run.is_left(), "it reports")
     assert run.said(), run.out
     found = run.said()[0]
     assert (found["python"], found["args"], found["argv"]) == (python, ["a"], [str(path), "a"])
-    assert found["config"] == {"k": 1}
+    assert found["config"] == {"k": 1} and not found["env"]
     if python == OTHER_PYTHON:
         assert not found["lent"]
     until(lambda: run.out == "line\n", "the line is in the file at once")
