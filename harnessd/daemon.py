@@ -263,9 +263,11 @@ class Daemon:
         from functools import partial
 
         from harnessd.server.bodies import health
+        from harnessd.server.history import History
         from harnessd.server.reading import Reader
         from harnessd.web.app import guard_policy, make_app
         from harnessd.web.call import Context
+        from harnessd.web.follow import Followers
         from harnessd.web.serving import HttpServer
 
         http = self._settings.http
@@ -281,7 +283,10 @@ class Daemon:
         told = health(
             supervisor.entries, keeper_pid=hello["pid"], server_starts=hello["server_starts"], storage=store.health
         )
-        context = Context(supervisor, told, http.max_body_bytes, self._reload)
+        history = History(store)
+        followers = Followers(history, self._record)
+        store.on_committed = followers.committed
+        context = Context(supervisor, told, http.max_body_bytes, self._reload, history, followers)
         server = HttpServer(make_app(context, guard_policy(http)), [listening])
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
@@ -297,7 +302,9 @@ class Daemon:
         trimming.cancel()
         if link.lost.is_set():
             _end_all(supervisor)
+        context.stopping.set()
         await server.stop()
+        history.close()
         reader.close()
         await asyncio.to_thread(store.close)
 

@@ -255,13 +255,14 @@ async def _serve(
         supervisor.read_with(Reader(None, on_stored=_forget))
         entry = supervisor.add(from_script(settings.name or _name_of(job), settings, args))
         health = _health(entry, hello["pid"])
-        app = make_app(Context(supervisor, health, http.max_body_bytes), guard_policy(http))
-        server = HttpServer(app, [listening])
+        context = Context(supervisor, health, http.max_body_bytes)
+        server = HttpServer(make_app(context, guard_policy(http)), [listening])
         await server.start()
         _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1])}")
         try:
             return await _watch(supervisor, entry, link)
         finally:
+            context.stopping.set()
             await server.stop()
     finally:
         if link:

@@ -244,8 +244,8 @@ def _restore_signals(before: Pristine) -> None:
 
 
 def _execute(spec: RunSpec, ends: Ends) -> NoReturn:
-    mailbox = ends.mailbox if spec.python else _COMMAND_MAILBOX
-    os.dup2(ends.mailbox, mailbox, inheritable=True)
+    mailbox = ends.mailbox if spec.python else os.dup2(ends.mailbox, _COMMAND_MAILBOX)
+    os.set_inheritable(mailbox, True)
     changes = {**spec.env, "HARNESS_JOURNAL": spec.journal, "HARNESS_MAILBOX": str(mailbox)}
     env = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
     argv = [*spec.command, *spec.args]

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harnessd.errors import BadRequest
@@ -66,6 +66,19 @@ class Asked:
         order = "desc" if self.descending else "asc"
         return base64.urlsafe_b64encode(f"{self.what}{self.key}:{order}:{after[0]}:{after[1]}".encode()).decode()
 
+    def behind(self, cursor: str) -> Asked:
+        """Return the query for the rows behind a cursor. Raise BadRequest when it is none of this query's."""
+        try:
+            found = _CURSOR.fullmatch(base64.urlsafe_b64decode(cursor.encode()).decode())
+        except (binascii.Error, ValueError):
+            found = None
+        if found is None:
+            raise BadRequest(f"cannot use cursor={cursor[:60]!r}: take the one that is `next` in a page")
+        after = (int(found[3]), int(found[4]))
+        if max(after) > _MOST_NUMBER or self.cursor(after) != cursor:
+            raise BadRequest("cannot use this cursor: it belongs to another order or other parameters")
+        return replace(self, after=after)
+
 
 def parse(what: What, job: str | None, given: Iterable[tuple[str, str]], now_us: int, *, all_rows: bool) -> Asked:
     """Return what the parameters ask for; without `limit` that is 100 rows, or with `all_rows` all of them.
@@ -87,7 +100,7 @@ def parse(what: What, job: str | None, given: Iterable[tuple[str, str]], now_us:
     )
     if asked.every_us and job is None:
         raise BadRequest("cannot use every= over all jobs: name one")
-    return _with_cursor(asked, values["cursor"]) if "cursor" in values else asked
+    return asked.behind(values["cursor"]) if "cursor" in values else asked
 
 
 def single(given: Iterable[tuple[str, str]], known: Sequence[str], where: str) -> dict[str, str]:
@@ -114,19 +127,6 @@ def kinds(text: str | None) -> tuple[str, ...]:
                 f"cannot use kind={text[:60]!r}: it takes kinds of events with commas, as in state,command"
             )
     return names
-
-
-def _with_cursor(asked: Asked, text: str) -> Asked:
-    try:
-        found = _CURSOR.fullmatch(base64.urlsafe_b64decode(text.encode()).decode())
-    except (binascii.Error, ValueError):
-        found = None
-    if found is None:
-        raise BadRequest(f"cannot use cursor={text[:60]!r}: take the one that is `next` in a page")
-    after = (int(found[3]), int(found[4]))
-    if max(after) > _MOST_NUMBER or asked.cursor(after) != text:
-        raise BadRequest("cannot use this cursor: it belongs to another order or other parameters")
-    return Asked(**{name: getattr(asked, name) for name in Asked.__slots__} | {"after": after})
 
 
 def _limit(text: str | None, usual: int | None) -> int | None:

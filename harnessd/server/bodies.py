@@ -30,7 +30,7 @@ def heartbeat(entry: Entry) -> dict[str, Any]:
         "restarts": entry.job.restarts,
         "process": figures.shown() if figures else None,
         "pulse": live.pulse() if live else None,
-        "status_age_s": round(now - status.at_us / 1e6, 3) if status else None,
+        "status_age_s": round(max(0.0, now - status.at_us / 1e6), 3) if status else None,
         "mailbox": {"waiting": len(live.unread) + len(entry.outbox) if live else len(entry.outbox)},
         "last_exit": entry.last_exit.shown() if entry.last_exit else None,
         "time": iso(now),

@@ -11,10 +11,10 @@ from sqlalchemy import Connection, func, select
 from harnessd.server import schema
 from harnessd.server.asked import Asked
 from harnessd.server.fields import dumps, number, numeric
+from harnessd.server.rows import Json, Row
 from harnessd.server.timespan import LATEST_US, iso
-from harnessd.server.walk import SOURCES, Found, Json, Row, job_id_of, walk, wheres, within_life
+from harnessd.server.walk import SOURCES, Found, job_id_of, walk, wheres, within_life
 
-COLUMNS = ("bucket", "rows", "min", "max", "mean")
 _ROW_WEIGHT = 16  # so a page of buckets is made of about half a million rows
 
 

@@ -84,7 +84,7 @@ class Live:
         self.unread: dict[int, Unread] = {}
         self.unfollowed: tuple[int, int] | None = None  # offset and lines, until its journal is read
         self.error: str | None = None
-        self.sampler = Sampler(info.pid)
+        self.sampler = Sampler(info.pid, info.uptime_s())
         self._polls = 0
         self._polled_at = time.monotonic()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,16 +29,14 @@ class Figures:
 class Sampler:
     """Looks at one process, at most once a second however often it is asked."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, uptime_s: float) -> None:
         self._process: psutil.Process | None = None
         self._figures: Figures | None = None
         self._at = -FRESH_S
         self._cpu_s = 0.0
-        try:
+        self._since = time.monotonic() - uptime_s
+        with suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(pid)
-            self._since = time.monotonic() - max(0.001, time.time() - self._process.create_time())
-        except psutil.NoSuchProcess:
-            self._since = time.monotonic()
 
     def sample(self) -> Figures | None:
         """Return figures at most a second old; None when the process is gone."""

@@ -35,6 +35,7 @@ from typing import BinaryIO
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 1, 2, 8  # fallocate(2), FALLOC_FL_*
 _FAR = 1 << 40  # behind the end of every log: a hole punched there changes nothing
 _COPY_BYTES = 1 << 20
+_AT_ONCE = 16  # heads copied before the log is shortened
 _GZIP_LEVEL = 1  # three times as fast as the usual 6, for a tenth more space
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -117,10 +118,7 @@ class Log:
     # rotating
 
     def rotate(self, max_bytes: int, keep: int) -> int:
-        """Cut off heads of `max_bytes`, in whole blocks, as many as there are. Return their number.
-
-        Raises OSError, with no byte lost.
-        """
+        """Cut off heads of `max_bytes`, in whole blocks. Return how many there were; raise OSError, no byte lost."""
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -150,13 +148,14 @@ class Log:
             self._begin()
         cut, shifted = self._state.cut, self._state.shifted
         starts = [cut + number * length for number in range(heads)]
-        skipped, starts = starts[: max(0, heads - keep)], starts[max(0, heads - keep) :]
+        skipped, starts = starts[: max(0, heads - keep)], starts[max(0, heads - keep) :][:_AT_ONCE]
         for start in starts:
             self._copy(fd, start - shifted, length, self._names(start)[0])
         self._drop(max(0, len(self._state.kept) + len(starts) - keep))
         for start in skipped:
             _remove(self._names(start)[0])  # a crash may have left it
-        self._save(State(cut + heads * length, shifted, kept=(*self._state.kept, *starts)))
+        end = cut + (len(skipped) + len(starts)) * length
+        self._save(State(end, shifted, kept=(*self._state.kept, *starts)))
 
     def _copy(self, fd: int, at: int, length: int, to: str) -> None:
         part = f"{to}.part"
@@ -180,7 +179,11 @@ class Log:
             self._state = replace(self._state, kept=kept)
         for start in starts:
             plain, compressed = self._names(start)
-            for name in (plain, compressed, f"{compressed}.part"):
+            for name in (
+                f"{compressed}.part",
+                plain,
+                compressed,
+            ):  # as long as one of the last two is there, it is kept
                 _remove(name)
         self._compressed.difference_update(starts)
 

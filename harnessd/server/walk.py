@@ -17,24 +17,11 @@ from sqlalchemy import ColumnElement, Connection, Join, Select, Table, literal_c
 from harnessd.server import schema
 from harnessd.server.asked import Asked, Path, What
 from harnessd.server.fields import named, pick
+from harnessd.server.rows import Json, Row
 from harnessd.server.timespan import iso
 
 CHUNK_ROWS = 250  # of all jobs, whose order is found in one go
 LIFE_MARGIN_US = 60_000_000  # a run's rows may bear times that much outside of its life, as clocks are corrected
-
-
-class Json(str):
-    """Text that is JSON already."""
-
-    __slots__ = ()
-
-
-Row = tuple[Any, ...]
-
-
-class Page(NamedTuple):
-    rows: list[Row]
-    next: str | None  # the cursor to the rows behind these
 
 
 class Source(NamedTuple):
@@ -110,7 +97,7 @@ def walk(connection: Connection, asked: Asked, limit: int) -> Iterator[Found]:
         for row in connection.execute(query(connection.dialect.name).execution_options(yield_per=32)):
             found += 1
             after = (row[0], row[1])
-            shown = shown_row(source, row[2:], asked.fields)
+            shown = _shown(source, row[2:], asked.fields)
             yield after, shown, sum(len(value) for value in shown if type(value) is Json)
         limit -= found
         if found < wanted:
@@ -224,7 +211,7 @@ def _floor(connection: Connection, asked: Asked, window: Window, after: Key | No
     return [_status.at_us >= max(reaches)] if asked.descending else [_status.at_us <= min(reaches)]
 
 
-def shown_row(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Path]] = ()) -> Row:
+def _shown(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Path]] = ()) -> Row:
     row = []
     for name, value in zip(source.columns, values, strict=True):
         if name in source.times and value is not None:
@@ -234,6 +221,11 @@ def shown_row(source: Source, values: Sequence[Any], fields: Sequence[tuple[str,
         else:
             row.append(Json(named([name for name, _ in fields], value) if fields else value))
     return tuple(row)
+
+
+def shown_event(values: Sequence[Any]) -> Row:
+    """Return the row of an event that `events_after` has found."""
+    return _shown(SOURCES["events"], values)
 
 
 def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) -> Select[Any]:

@@ -11,7 +11,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harnessd.server.settings import Http
-from harnessd.web import fleet, jobs
+from harnessd.web import fleet, history, jobs
 from harnessd.web.call import Call, Context
 from harnessd.web.guard import Guard, GuardPolicy, Token
 from harnessd.web.problem import response_for
@@ -39,6 +39,12 @@ ENDPOINTS = (
     Endpoint("config", ("POST",), jobs.configure),
     Endpoint("config", ("GET", "HEAD"), jobs.show_config),
     Endpoint("config", ("DELETE",), jobs.clear_config),
+    Endpoint("runs", ("GET", "HEAD"), history.runs),
+    Endpoint("/jobs/{name}/history", ("GET", "HEAD"), history.history),
+    Endpoint("/jobs/{name}/events", ("GET", "HEAD"), history.events),
+    Endpoint("/jobs/{name}/metrics", ("GET", "HEAD"), history.metrics),
+    Endpoint("/history", ("GET", "HEAD"), history.history),
+    Endpoint("/events", ("GET", "HEAD"), history.events),
     Endpoint("/jobs", ("GET", "HEAD"), fleet.jobs),
     Endpoint("/jobs/{name}", ("GET", "HEAD"), jobs.show),
     Endpoint("/reload", ("POST",), fleet.reload),
@@ -102,7 +108,7 @@ class _Resource:
             allow = ", ".join(sorted(self._handlers))
             raise HTTPException(405, f"cannot {scope['method']} here: allowed is {allow}", {"Allow": allow})
         call = Call(self._context, scope, receive)
-        each = scope["path_params"].get("name") == fleet.ALL
+        each = scope["path_params"].get("name") == fleet.ALL and handler not in history.OVER_ALL
         response = await (fleet.each(call, handler) if each else handler(call))
         await response(scope, receive, send)
 

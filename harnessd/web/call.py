@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from starlette.responses import Response
@@ -16,6 +17,10 @@ from harnessd.errors import BadRequest
 from harnessd.server.entry import Entry
 from harnessd.server.supervisor import Supervisor
 from harnessd.web.body import command_data, duration, read_body
+from harnessd.web.follow import Followers
+
+if TYPE_CHECKING:
+    from harnessd.server.history import History  # loads SQL, which a script does without
 
 RESERVED = frozenset(("wait", "grace", "tag", "state"))  # query parameters that are no data of a command
 
@@ -28,6 +33,9 @@ class Context:
     health: Callable[[], dict[str, Any]]
     max_body_bytes: int
     reload: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    history: History | None = None
+    followers: Followers | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # answers that have no end must end now
 
 
 class Call:
@@ -59,6 +67,11 @@ class Call:
         if len(values) > 1:
             raise BadRequest(f"cannot use {name}: it is given {len(values)} times")
         return values[0] if values else None
+
+    def header(self, name: str) -> str | None:
+        """The header's first value; the name is in lower case."""
+        wanted = name.encode()
+        return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == wanted), None)
 
     def seconds(self, name: str) -> float | None:
         text = self.parameter(name)

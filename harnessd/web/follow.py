@@ -14,27 +14,28 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from harnessd.errors import Unavailable
-from harnessd.server.asked import Asked
-from harnessd.server.history import History, columns
 from harnessd.server.records import Event
+from harnessd.server.rows import COLUMNS, Json, Row
 from harnessd.server.timespan import iso
-from harnessd.server.walk import Json, Row
 from harnessd.web.formats import json_rows
+
+if TYPE_CHECKING:
+    from harnessd.server.history import History  # loads SQL, which a script does without
 
 QUEUE_EVENTS = 1000  # that a client may be behind
 MOST_FOLLOWERS = 500
 CHUNK_EVENTS = 500  # read from the database in one go
 HEARTBEAT_S = 15.0
-
-_COLUMNS = columns(Asked("events"))
+_GOODBYE_S = 1.0
 
 
 @dataclass(eq=False)
@@ -114,6 +115,7 @@ class EventStream(Response):
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         tasks = [asyncio.ensure_future(each) for each in (self._send(send), _gone(receive), self._stopping.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -123,16 +125,16 @@ class EventStream(Response):
             results = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(results[0], Exception):
             raise results[0]
-        if self._stopping.is_set():
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with suppress(TimeoutError):  # the client does not read: its connection is cut
+            async with asyncio.timeout(_GOODBYE_S):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for text in self._texts():
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with aclosing(self._texts()) as texts:
+            async for text in texts:
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
-    async def _texts(self) -> AsyncIterator[str]:
+    async def _texts(self) -> AsyncGenerator[str, None]:
         follower = self._follower
         yield ": events\n\n"
         async for text in self._catching_up(self._stored):
@@ -142,10 +144,11 @@ class EventStream(Response):
                 yield text
             yield f"id: {follower.last_id}\n\n"  # so that a client that has heard nothing yet can come back, too
             while not follower.dropped:
-                yield await self._live()
+                if text := await self._live():
+                    yield text
         yield f'event: dropped\ndata: {{"last_id":{follower.last_id},"why":"{QUEUE_EVENTS} events were not read"}}\n\n'
 
-    async def _catching_up(self, rows: list[Row]) -> AsyncIterator[str]:
+    async def _catching_up(self, rows: list[Row]) -> AsyncGenerator[str, None]:
         while rows:
             yield "".join(map(self._event, rows))
             rows = await self._more() if len(rows) == CHUNK_EVENTS else []
@@ -170,16 +173,16 @@ class EventStream(Response):
     def _event(self, row: Row) -> str:
         """Return the event as the stream has it, and note that it was sent."""
         self._follower.last_id = row[1]
-        (text,) = json_rows(_COLUMNS, [row])
+        (text,) = json_rows(COLUMNS["events"], [row])
         return f"id: {row[1]}\nevent: {row[4]}\ndata: {text}\n\n"
 
 
 async def stored(history: History, follower: Follower) -> list[Row]:
     """Return the next events behind the follower's last one. Raise Unavailable when the database fails."""
     if follower.last_id is None:
-        follower.last_id = await history.ask(History.last_event)
+        follower.last_id = await history.last_event()
         return []
-    return await history.ask(History.events_after, follower.last_id, follower.job, follower.kinds, CHUNK_EVENTS)
+    return await history.events_after(follower.last_id, follower.job, follower.kinds, CHUNK_EVENTS)
 
 
 def _row(event: Event) -> Row:

@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 
 from harnessd.errors import BadRequest
 from harnessd.server.asked import Asked
-from harnessd.server.history import Page, columns
 from harnessd.server.nearest import did_you_mean
-from harnessd.server.walk import Json, Row
+from harnessd.server.rows import Json, Page, Row, columns
 
 Format = Literal["json", "ndjson", "csv"]
 

@@ -6,21 +6,24 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
 from harnessd.errors import BadRequest, NoSuchJob, WrongState
 from harnessd.server import asked, bodies
 from harnessd.server.asked import Asked, What
-from harnessd.server.history import History, Page
+from harnessd.server.rows import Page
 from harnessd.server.timespan import moment_us
 from harnessd.web import formats
 from harnessd.web.call import Call, answer
 from harnessd.web.follow import EventStream, Follower, stored
 
+if TYPE_CHECKING:
+    from harnessd.server.history import History  # loads SQL, which a script does without
+
 ALL = "all"  # in place of a name: every job
 FOLLOWING = ("follow", "kind", "cursor", "job")
-_TAKEN_BEFORE = ("job", "follow", "tag", "state")  # parameters that are no part of a query
 _MOST_ID = (1 << 63) - 1
 
 
@@ -45,7 +48,7 @@ async def status_at(call: Call, when: str) -> Response:
     """The last status that was not later than the moment."""
     at_us = moment_us(when, _now_us(), "at")
     name = await _job(call)
-    row = await _history(call).ask(History.status_at, name, at_us)
+    row = await _history(call).status_at(name, at_us)
     entry = call.entry if any(entry.name == name for entry in call.supervisor.entries()) else None
     line = entry.last_status if entry else None
     if entry and line and line.at_us <= at_us and (row is None or (line.run, line.seq) > (row[2], row[3])):
@@ -87,7 +90,7 @@ async def _known(call: Call, name: str) -> str:
         call.supervisor.find(name)
     except NoSuchJob:
         kept = call.context.history
-        if kept is None or not await kept.ask(History.has_job, name):
+        if kept is None or not await kept.has_job(name):
             raise
     _history(call)
     return name
@@ -103,18 +106,18 @@ def _history(call: Call) -> History:
 
 
 async def _rows(call: Call, what: What, job: str | None) -> Response:
-    format = formats.chosen(call.parameter("format"), call.header("accept"))
+    shape = formats.chosen(call.parameter("format"), call.header("accept") or "")
     given = [(name, value) for name, value in call.query if name not in _taken(call, what)]
-    wanted = asked.parse(what, job, given, _now_us(), all_rows=format != "json")
-    if format != "json" and what in ("runs", "metrics") and call.scope["path_params"].get("name") == ALL:
-        raise BadRequest(f"cannot answer in {format} for each of all jobs: ask for one, or for JSON")
+    wanted = asked.parse(what, job, given, _now_us(), all_rows=shape != "json")
+    if shape != "json" and what in ("runs", "metrics") and call.scope["path_params"].get("name") == ALL:
+        raise BadRequest(f"cannot answer in {shape} for each of all jobs: ask for one, or for JSON")
     kept = _history(call)
-    page = await kept.ask(History.page, wanted)
-    if format == "json":
-        return Response(formats.json_page(wanted, page), media_type=formats.MEDIA_TYPES[format])
+    page = await kept.page(wanted)
+    if shape == "json":
+        return Response(formats.json_page(wanted, page), media_type=formats.MEDIA_TYPES[shape])
     if call.scope["method"] == "HEAD":
-        return Response(media_type=formats.MEDIA_TYPES[format])
-    return StreamingResponse(_lines(kept, format, wanted, page), media_type=formats.MEDIA_TYPES[format])
+        return Response(media_type=formats.MEDIA_TYPES[shape])
+    return StreamingResponse(_lines(kept, shape, wanted, page), media_type=formats.MEDIA_TYPES[shape])
 
 
 def _taken(call: Call, what: What) -> tuple[str, ...]:
@@ -124,18 +127,18 @@ def _taken(call: Call, what: What) -> tuple[str, ...]:
     return ("job", "follow") if what == "events" else ("job",) if what == "history" else ()
 
 
-async def _lines(kept: History, format: formats.Format, wanted: Asked, page: Page) -> AsyncIterator[bytes]:
+async def _lines(kept: History, shape: formats.Format, wanted: Asked, page: Page) -> AsyncIterator[bytes]:
     """Yield the rows a page at a time, each read when the client has taken the one before it."""
     left = wanted.limit
     first = True
     while True:
-        yield formats.lines(format, wanted, page.rows, first=first)
+        yield formats.lines(shape, wanted, page.rows, first=first)
         first = False
         left = None if left is None else left - len(page.rows)
         if page.next is None or left == 0:
             return
-        wanted = replace(wanted, limit=left, after=wanted.behind(page.next))
-        page = await kept.ask(History.page, wanted)
+        wanted = replace(wanted.behind(page.next), limit=left)
+        page = await kept.page(wanted)
 
 
 # following
@@ -145,7 +148,7 @@ def _follows(call: Call) -> bool:
     follow = call.parameter("follow")
     if follow not in (None, "0", "1"):
         raise BadRequest(f"cannot use follow={follow[:60]!r}: it takes 1 or 0")
-    accepts = follow is None and "text/event-stream" in call.header("accept").lower()
+    accepts = follow is None and "text/event-stream" in (call.header("accept") or "").lower()
     return (follow == "1" or accepts) and call.scope["method"] == "GET"
 
 

@@ -6,6 +6,7 @@ from starlette.responses import Response
 
 from harnessd.server import bodies, policy
 from harnessd.server.supervisor import Receipt
+from harnessd.web import history
 from harnessd.web.call import Call, answer
 
 
@@ -58,7 +59,8 @@ async def clear_config(call: Call) -> Response:
 
 
 async def status(call: Call) -> Response:
-    return answer(bodies.status(call.entry))
+    when = call.parameter("at")
+    return answer(bodies.status(call.entry)) if when is None else await history.status_at(call, when)
 
 
 async def show(call: Call) -> Response:

@@ -10,7 +10,9 @@ import pytest
 
 from harnessd.errors import SpawnFailed
 from harnessd.server import policy
+from harnessd.server.asked import Asked
 from harnessd.server.definition import Definition
+from harnessd.server.rows import Page
 from harnessd.server.supervisor import Folders, Supervisor
 from harnessd.states import State, Want
 from harnessd.web.app import ENDPOINTS, Endpoint, make_app, paths
@@ -46,6 +48,16 @@ class NoHost:
     signal = acknowledge = end
 
 
+class NoHistory:
+    """A history in which nothing is kept."""
+
+    async def has_job(self, name: str) -> bool:
+        return False
+
+    async def page(self, asked: Asked) -> Page:
+        return Page([], None)
+
+
 @dataclass
 class Answer:
     status: int
@@ -77,7 +89,7 @@ class Site:
                     shown={"name": name},
                 )
             )
-        context = Context(self.supervisor, lambda: {"status": "ok"}, MAX_BODY_BYTES)
+        context = Context(self.supervisor, lambda: {"status": "ok"}, MAX_BODY_BYTES, history=NoHistory())  # type: ignore[arg-type]
         self.app = make_app(context, GuardPolicy())
 
     async def ask(
