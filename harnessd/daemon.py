@@ -20,6 +20,7 @@ from harnessd.keeper.respawn import ServerProcess
 from harnessd.keeper.spawn import set_title
 
 _TRIM_S = 600.0
+SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,7 @@ class Daemon:
 
     async def _run(self, link: Link) -> None:
         from harnessd.server import places
+        from harnessd.server.logs import Logs
         from harnessd.server.supervisor import Folders, Supervisor
 
         hello = await link.hello()
@@ -108,14 +110,15 @@ class Daemon:
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
         _hold_lock(link, inventory, state, hello["pid"])
-        listening = _listen(link, inventory, settings.http)
+        listening = [_listen(link, inventory, settings.http), _listen_locally(link, inventory, state)]
         journals = places.of_daemon(places.runtime_dir(settings.runtime_dir), state)
         if settings.journal == "disk":
             journals = state / "journal"
         for folder in (journals.parent, journals):
             places.make_private(folder, traversable=folder != state)
         (state / "log").mkdir(exist_ok=True)
-        supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, state / "log"), self._record)
+        self._logs = Logs(state / "log")
+        supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
         supervisor.default_job = settings.default_job
         supervisor.when_stored = self._when_stored
         link.on_ending = supervisor.shut_down
@@ -129,6 +132,7 @@ class Daemon:
         if hello["ending"]:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
+        await asyncio.sleep(0)  # has the runs asked for before the rest is loaded
         await self._serve(link, hello, listening, supervisor, plan, known, state)
 
     def _record(self, record: Record) -> None:
@@ -253,7 +257,7 @@ class Daemon:
         self,
         link: Link,
         hello: dict[str, Any],
-        listening: socket.socket,
+        listening: list[socket.socket],
         supervisor: Supervisor,
         plan: Plan,
         known: Known,
@@ -287,14 +291,14 @@ class Daemon:
         followers = Followers(history, self._record)
         store.on_committed = followers.committed
         context = Context(supervisor, told, http.max_body_bytes, self._reload, history, followers)
-        server = HttpServer(make_app(context, guard_policy(http)), [listening])
+        server = HttpServer(make_app(context, guard_policy(http)), listening)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
         link.on_reload = lambda: _spawn_reload(self._reload)
         self._supervisor, self._link = supervisor, link
         await server.start()
         link.ready()
-        _say_serving(http.host, listening, len(self._loaded.jobs))
+        _say_serving(http.host, listening[0], len(self._loaded.jobs))
         ticking = loop.create_task(_tick(supervisor, self._settings.sample_seconds))
         trimming = loop.create_task(self._trim())
         await self._until_told(link)
@@ -306,6 +310,9 @@ class Daemon:
         await server.stop()
         history.close()
         reader.close()
+        if supervisor.ending:  # the keeper still holds the lock
+            (state / SOCKET_NAME).unlink(missing_ok=True)
+        await self._logs.close()
         await asyncio.to_thread(store.close)
 
     def _on_stored(self, run: int) -> None:
@@ -396,6 +403,20 @@ def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
         if other.startswith("http "):
             link.store(other, [])
     listening = bind(http.host, http.port)
+    link.store(name, [listening.fileno()])
+    return listening
+
+
+def _listen_locally(link: Link, inventory: Inventory, state: Path) -> socket.socket:
+    """Return the socket of the state directory, whose owner gets in without a token: the one that the keeper holds."""
+    from harnessd.web.listening import bind_unix
+
+    path = state / SOCKET_NAME
+    name = f"socket {path}"
+    held = inventory.stored.get(name)
+    if held and path.is_socket():
+        return socket.socket(fileno=held[0])
+    listening = bind_unix(path)
     link.store(name, [listening.fileno()])
     return listening
 

@@ -15,6 +15,7 @@ HarnessError
     ├── Unauthorized       a token is needed, or was wrong
     ├── Forbidden          whoever asks may not
     ├── NoSuchJob          no job has that name
+    ├── NoSuchRun          nothing of that run is kept
     ├── NoSuchRoute        no route has that path
     ├── WrongState         the job's state does not allow it
     ├── AmbiguousJob       several jobs, and none was named
@@ -100,6 +101,10 @@ class Forbidden(Refused):
 
 class NoSuchJob(Refused):
     kind = "no-such-job"
+
+
+class NoSuchRun(Refused):
+    kind = "no-such-run"
 
 
 class NoSuchRoute(Refused):

@@ -133,6 +133,7 @@ class RunSpec:
     nice: int = 0
     limits: dict[str, int] = field(default_factory=dict)  # by the names of setrlimit(2), without RLIMIT_
     output: str = ""  # file for stdout and stderr; "": the keeper's own
+    errors: str = ""  # file for stderr; "": with stdout
     config: dict[str, Any] = field(default_factory=dict)
     kill_grace: float = 3.0  # seconds between SIGTERM and SIGKILL
 

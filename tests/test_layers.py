@@ -16,7 +16,8 @@ import pytest
 import harnessd
 
 PACKAGE = Path(harnessd.__file__).parent
-COMPOSERS = {"harnessd.harness", "harnessd.daemon"}
+FORKING = {"harnessd.harness", "harnessd.daemon"}
+COMPOSERS = FORKING | {"harnessd.offline"}
 FOLDERS = {"job", "keeper", "server", "web", "cli", "examples"}
 
 # What stands at the package's root is a word that all share, unless it composes.
@@ -26,15 +27,13 @@ MAY_IMPORT = {
     "keeper": {"word", "keeper", "job"},
     "server": {"word", "server", "job"},
     "web": {"word", "web", "server"},
-    "cli": {"word", "cli", "composer", "server"},
+    "cli": {"word", "cli", "composer"},
     "examples": {"word", "job"},
     "composer": {"word", "job", "keeper", "server", "web", "composer"},
 }
 ONLY_THESE = {
     # of the job's side, the server knows the formats alone
     ("server", "job"): {"harnessd.job.pulse", "harnessd.job.journal"},
-    # the command line speaks HTTP; beside that it checks the files
-    ("cli", "server"): {"harnessd.server.configdir"},
     ("examples", "job"): {"harnessd.job.cradle"},
 }
 # Of the keeper, only what runs after the fork may see a job's classes.
@@ -212,6 +211,6 @@ def test_the_package_alone_loads_almost_nothing() -> None:
     assert not strangers(loaded) and not loaded & {"asyncio", "json", "socket", "dataclasses", "inspect"}
 
 
-@pytest.mark.parametrize("module", sorted(COMPOSERS))
+@pytest.mark.parametrize("module", sorted(FORKING))
 def test_what_composes_loads_neither_web_nor_sql_before_the_keeper_is_forked(module: str) -> None:
     assert strangers(loaded_by(module)) == set()

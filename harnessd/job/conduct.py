@@ -34,6 +34,7 @@ class Ends:
     pulse: int
     journal: int
     output: int | None = None
+    errors: int | None = None
 
 
 def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> NoReturn:

@@ -66,7 +66,7 @@ class Prepared:
 
     def close_ends(self) -> None:
         """Close what is the run's alone, once it has it."""
-        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output):
+        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors):
             if fd is not None:
                 os.close(fd)
 
@@ -91,8 +91,7 @@ def prepare(spec: RunSpec) -> Prepared:
         opened += (ours.detach(), theirs.detach())
         opened.append(pulse.create())
         opened.append(_open_to_append(spec.journal, spec))
-        if spec.output:
-            opened.append(_open_to_append(spec.output, spec))
+        opened += [_open_to_append(path, spec) for path in (spec.output, spec.errors) if path]
     except OSError as error:
         for fd in opened:
             os.close(fd)
@@ -175,7 +174,8 @@ def _say(text: str) -> None:
 
 
 def _close_others(ends: Ends, own_fds: Callable[[], Iterable[int]] | None, others: Iterable[int]) -> None:
-    keep = sorted({fd for fd in (ends.mailbox, ends.pulse, ends.journal, ends.output) if fd is not None})
+    fds = (ends.mailbox, ends.pulse, ends.journal, ends.output, ends.errors)
+    keep = sorted({fd for fd in fds if fd is not None})
     if own_fds:  # the others are the script's, for its job
         for fd in {*own_fds(), *others}.difference(keep):
             os.close(fd)
@@ -189,9 +189,10 @@ def _place_fds(ends: Ends) -> Ends:
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, 0, inheritable=True)
         os.dup2(ends.output, 1, inheritable=True)
-        os.dup2(ends.output, 2, inheritable=True)
-        for fd in {null, ends.output} - {0, 1, 2}:
-            os.close(fd)
+        os.dup2(ends.output if ends.errors is None else ends.errors, 2, inheritable=True)
+        for fd in {null, ends.output, ends.errors}:
+            if fd is not None and fd > 2:
+                os.close(fd)
     placed = [_lift(fd) for fd in (ends.mailbox, ends.pulse, ends.journal)]
     return Ends(*placed)
 

@@ -58,7 +58,7 @@ class Zygote:
         """Ask for a run. It answers with the run's pid."""
         spec, ends = prepared.spec, prepared.ends
         self.waiting[spec.run] = Waiting(request, prepared)
-        fds = [ends.mailbox, ends.pulse, ends.journal, *([] if ends.output is None else [ends.output])]
+        fds = [ends.mailbox, ends.pulse, ends.journal, *(fd for fd in (ends.output, ends.errors) if fd is not None)]
         self.channel.send({"spec": spec.to_frame()}, fds)
 
 

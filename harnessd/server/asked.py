@@ -58,6 +58,11 @@ class Asked:
         return "seq" if self.what == "history" and self.run is not None and not self.has_window else "at"
 
     @property
+    def over_all(self) -> bool:
+        """Whether statuses of all jobs are asked for."""
+        return self.what == "history" and self.job is None and self.run is None
+
+    @property
     def has_window(self) -> bool:
         return self.since_us is not None or self.until_us is not None
 

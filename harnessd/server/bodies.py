@@ -13,6 +13,8 @@ from harnessd import __version__
 from harnessd.server.entry import Entry, iso
 from harnessd.wire import merged
 
+STATUS_SHORT_CHARS = 500  # of a status as JSON, in the list of all jobs
+
 
 def heartbeat(entry: Entry) -> dict[str, Any]:
     """Return all that is known from outside, without asking the job; figures are at most a second old."""
@@ -48,6 +50,19 @@ def summary(entry: Entry) -> dict[str, Any]:
         "restarts": entry.job.restarts,
         "last_exit": entry.last_exit.shown() if entry.last_exit else None,
         "tags": list(entry.definition.tags),
+    }
+
+
+def summary_in_full(entry: Entry) -> dict[str, Any]:
+    """Return the job's line with what a table of all jobs shows: its use of the host, and its last status in short."""
+    figures = entry.live.sampler.sample() if entry.live else None
+    status = entry.last_status
+    return {
+        **summary(entry),
+        "cpu_percent": figures.cpu_percent if figures else None,
+        "rss_bytes": figures.rss_bytes if figures else None,
+        "status_age_s": round(time.time() - status.at_us / 1e6, 3) if status else None,
+        "status_text": status.text[:STATUS_SHORT_CHARS] if status else None,
     }
 
 

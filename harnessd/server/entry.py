@@ -84,6 +84,7 @@ class Live:
         self.unread: dict[int, Unread] = {}
         self.unfollowed: tuple[int, int] | None = None  # offset and lines, until its journal is read
         self.error: str | None = None
+        self.ended = False  # its last words are still being read
         self.sampler = Sampler(info.pid, info.uptime_s())
         self._polls = 0
         self._polled_at = time.monotonic()

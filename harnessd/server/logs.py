@@ -183,12 +183,12 @@ class Logs:
             self._failing.add(path)
             _log.error("cannot %s %s: %s", what, path, error)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the threads; a rotation is finished first, a compression is begun anew by the next server."""
         self._closed.set()
         self.changes.close()
         for executor in (self._readers, self._rotating, self._compressing):
-            executor.shutdown(cancel_futures=True)
+            await asyncio.to_thread(executor.shutdown, cancel_futures=True)
 
 
 def _streams(merge: bool) -> tuple[Stream, ...]:

@@ -163,6 +163,7 @@ class Ended:
     code: int | None
     signal: int | None
     jitter: float = 0.0
+    up_s: float | None = None  # how long it lasted; None: until now
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +452,7 @@ def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
     success = event.code == 0
     if rules.restart == "never" or (success and rules.restart == "on-failure"):
         return Step(replace(job, life=Exited() if success else Failed(), failures=0))
-    up_s = now - _since(job)
+    up_s = now - _since(job) if event.up_s is None else event.up_s
     failures = (0 if up_s >= rules.reset_after_s else job.failures) + 1
     job = replace(job, failures=failures, proven=job.proven or up_s >= rules.start_seconds)
     if failures == 1 and up_s >= rules.start_seconds:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harnessd import tree
 from harnessd.errors import (
@@ -46,6 +46,9 @@ from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
 
 _SETTLE_S = 0.5
+if TYPE_CHECKING:
+    from harnessd.server.logs import Logs  # of files that a script does not have
+
 _OUTBOX = 256  # commands that may wait for a run that is being forked: about what a mailbox holds
 _log = logging.getLogger(__name__)
 
@@ -64,11 +67,11 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where a run's files go. Without `output` it has the harness's own stdout and stderr."""
+    """Where a run's files go. Without `logs` it has the harness's own stdout and stderr."""
 
     journals: Path
     journal_max_bytes: int
-    output: Path | None = None
+    logs: Logs | None = None
 
 
 class Supervisor:
@@ -77,11 +80,12 @@ class Supervisor:
     def __init__(self, host: Host, folders: Folders, record: Callable[[Record], None]) -> None:
         self._host = host
         self._folders = folders
+        self.logs = folders.logs
         self.record = record
         self._entries: dict[str, Entry] = {}
         self._by_run: dict[int, Entry] = {}
         self._reader: Reader | None = None
-        self._early_exits: list[ExitRecord] = []  # until there is a reader for what those runs said
+        self._early_exits: dict[int, ExitRecord] = {}  # until the run is attached and there is a reader for it
         self._last_id = 0
         self.default_job: str | None = None
         self.when_stored: Callable[[Callable[[], None]], None] = _at_once  # calls it once all recorded so far is stored
@@ -132,10 +136,13 @@ class Supervisor:
             self.apply(entry, policy.ShutDown(), "the daemon ends")
 
     def tick(self) -> None:
-        """Look at the pulses; to be called every second."""
+        """Look at the pulses and at the lengths of the logs; to be called every second."""
         for entry in self._entries.values():
             if entry.live:
                 entry.live.look_at_pulse()
+        if self.logs:
+            specs = (entry.definition.spec for entry in self._entries.values())
+            self.logs.tick([(spec.name, spec.log) for spec in specs if spec])
 
     def sample(self, part: int, parts: int) -> None:
         """Record what the runs use, of one part of the jobs."""
@@ -305,14 +312,25 @@ class Supervisor:
         if entry.timer:
             entry.timer.cancel()
             entry.timer = None
-        at = policy.due(entry.job, entry.definition.rules)
-        if at < float("inf"):
+        rules = entry.definition.rules
+        at = policy.due(entry.job, rules)
+        if entry.live and entry.job.state is State.STARTING:  # what counts is its process, however long that took
+            at = max(at, time.monotonic() - entry.live.info.uptime_s() + rules.start_seconds)
+        if at < float("inf") and not entry.spawning:
             delay_s = max(0.0, at - time.monotonic()) + 0.001  # never early, as loops count in milliseconds
-            entry.timer = asyncio.get_running_loop().call_later(delay_s, self._on_due, entry)
+            entry.timer = asyncio.get_running_loop().call_later(delay_s, self._before_due, entry)
 
-    def _on_due(self, entry: Entry) -> None:
-        entry.timer = None
-        self.apply(entry, policy.Due(), "due")
+    def _before_due(self, entry: Entry) -> None:
+        """Hear what the host has to say first: when this loop was held up, the run may have ended before it was due."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._on_due, entry, entry.timer)
+
+    def _on_due(self, entry: Entry, timer: asyncio.TimerHandle | None) -> None:
+        live = entry.live
+        over = live is not None and (live.ended or live.run in self._early_exits)
+        if entry.timer is timer and not over:
+            entry.timer = None
+            self.apply(entry, policy.Due(), "due")
 
     # runs
 
@@ -334,16 +352,21 @@ class Supervisor:
 
     async def _spawned(self, entry: Entry) -> None:
         definition, run = entry.definition, self.next_id()
+        output, errors = "", ""
+        if self.logs and definition.spec:
+            output, errors = await self.logs.begin(entry.name, run, definition.spec.log.merge)
         blank = RunSpec(
             run=run,
             job=entry.name,
             mark=tree.new_mark(),
             journal=str(self._folders.journals / f"{run}.jsonl"),
             journal_max_bytes=self._folders.journal_max_bytes,
-            output=str(self._folders.output / f"{entry.name}.log") if self._folders.output else "",
+            output=output,
+            errors=errors,
             config=merged(definition.config, entry.overrides),
             kill_grace=definition.kill_grace_s,
         )
+        self._by_run[run] = entry
         try:
             live = await self._host.spawn(definition.run_spec(blank))
         except KeeperLost:
@@ -351,6 +374,7 @@ class Supervisor:
         except (SpawnFailed, KeyError) as error:  # KeyError: the job's user is gone
             entry.spawning = False
             entry.told_spawned()
+            del self._by_run[run]
             _log.error("%s", error)
             unstarted = Exit(run, None, None, ExitReason.UNSTARTED, time.time(), str(error))
             self._over(entry, unstarted, policy.Ended(None, None, random.uniform(-1, 1)))
@@ -388,6 +412,9 @@ class Supervisor:
                 self._send(entry, unread, packet)
         if entry.end_with_s is not None:  # a kill or a stop came while it was being forked
             self._host.end(run.run, entry.end_with_s)
+        if self._reader and (record := self._early_exits.pop(run.run, None)):
+            self._on_exit(record)
+        self._arm(entry)
 
     def adopt(self, adopted: Adopted, offset: int, lines: int) -> None:
         """Take over a job with its run from an earlier server: live, or ended while no server was there."""
@@ -439,8 +466,8 @@ class Supervisor:
         for entry in self._entries.values():
             if entry.live and entry.live.unfollowed is not None:
                 self._follow(entry, entry.live, *entry.live.unfollowed)
-        early, self._early_exits = self._early_exits, []
-        for record in early:
+        early, self._early_exits = self._early_exits, {}
+        for record in early.values():
             self._on_exit(record)
 
     def _follow(self, entry: Entry, live: Live, offset: int, lines: int) -> None:
@@ -485,19 +512,21 @@ class Supervisor:
         entry.live.unread[unread.id] = unread
 
     def _on_exit(self, record: ExitRecord) -> None:
-        if self._reader is None:
-            self._early_exits.append(record)
+        entry = self._by_run.get(record.run)
+        if self._reader is None or (entry and entry.spawning):  # it came together with the answer that it was spawned
+            self._early_exits[record.run] = record
             return
-        entry = self._by_run.pop(record.run, None)
+        self._by_run.pop(record.run, None)
         if entry is None or entry.live is None:
             self._host.acknowledge(record.run)
             return
         live = entry.live
+        live.ended = True
         self._reader.finish(record.run, lambda: self._conclude(entry, live, record))
 
     def _conclude(self, entry: Entry, live: Live, record: ExitRecord) -> None:
         """All that the run said is read, and nothing of it is left."""
-        ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1))
+        ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1), record.mono_s)
         why = policy.reason(entry.job, ended)
         self.record(run_ended(record, why))
         for unread in live.unread.values():

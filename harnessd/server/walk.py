@@ -88,10 +88,9 @@ def walk(connection: Connection, asked: Asked, limit: int) -> Iterator[Found]:
     if window is None or (asked.job is not None and job_id is None):
         return
     source, after = _source(asked), asked.after
-    over_all = asked.what == "history" and job_id is None and asked.run is None
     while limit > 0:
-        wanted = min(limit, CHUNK_ROWS) if over_all else limit
-        floor = _floor(connection, asked, window, after, wanted) if over_all else []
+        wanted = min(limit, CHUNK_ROWS) if asked.over_all else limit
+        floor = _floor(connection, asked, window, after, wanted) if asked.over_all else []
         query = _query(source, asked, [*wheres(source, asked, job_id, window, after), *floor], wanted)
         found = 0
         for row in connection.execute(query(connection.dialect.name).execution_options(yield_per=32)):
@@ -117,7 +116,7 @@ def _query(source: Source, asked: Asked, where: Wheres, limit: int) -> Callable[
         if asked.fields:
             shown["status"] = pick(_status.status, [path for _, path in asked.fields], dialect)
         named = [column.label(f"shown_{name}") for name, column in shown.items()]
-        rows = select(source.time.label("key_1"), source.id.label("key_2"), *named).select_from(_with_job(source))
+        rows = select(source.time.label("key_1"), source.id.label("key_2"), *named).select_from(_with_job(source, asked.over_all))
         rows = rows.where(*where)
         if len(asked.kinds) < 2 or asked.run is not None:
             return rows.order_by(*_order(asked, source.time, source.id)).limit(limit)
@@ -136,9 +135,10 @@ def _order(asked: Asked, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
     return [key.desc() if asked.descending else key.asc() for key in keys]
 
 
-def _with_job(source: Source) -> Join:
-    """Return the table with the job of each row. Not every event has one."""
-    is_of = schema.job.c.id == _unindexed(source.table.c.job_id)
+def _with_job(source: Source, each_job: bool = False) -> Join:
+    """Return the table with the job of each row; or with `each_job` every job with its rows. Events may have no job."""
+    job_of = source.table.c.job_id
+    is_of = schema.job.c.id == (job_of if each_job else _unindexed(job_of))
     return source.table.join(schema.job, is_of, isouter=source.table is schema.event)
 
 
@@ -203,7 +203,7 @@ def _floor(connection: Connection, asked: Asked, window: Window, after: Key | No
     where += [one.c.at_us < window[1]] if window[1] is not None else []
     back = select(one.c.at_us).where(*where).order_by(*_order(asked, one.c.at_us, one.c.id)).limit(1)
     nth = (back.offset(number - 1).scalar_subquery() for number in (few, wanted))
-    reach = connection.execute(select(*nth)).all()
+    reach = connection.execute(select(*nth).select_from(schema.job)).all()
     fews = sorted((row[0] for row in reach if row[0] is not None), reverse=asked.descending)
     reaches = [row[1] for row in reach if row[1] is not None] + fews[many - 1 : many]
     if not reaches:

@@ -11,7 +11,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harnessd.server.settings import Http
-from harnessd.web import fleet, history, jobs
+from harnessd.web import fleet, history, jobs, logs
 from harnessd.web.call import Call, Context
 from harnessd.web.guard import Guard, GuardPolicy, Token
 from harnessd.web.problem import response_for
@@ -42,6 +42,7 @@ ENDPOINTS = (
     Endpoint("runs", ("GET", "HEAD"), history.runs),
     Endpoint("/jobs/{name}/history", ("GET", "HEAD"), history.history),
     Endpoint("/jobs/{name}/events", ("GET", "HEAD"), history.events),
+    Endpoint("logs", ("GET", "HEAD"), logs.logs),
     Endpoint("/jobs/{name}/metrics", ("GET", "HEAD"), history.metrics),
     Endpoint("/history", ("GET", "HEAD"), history.history),
     Endpoint("/events", ("GET", "HEAD"), history.events),

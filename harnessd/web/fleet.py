@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 
 from harnessd import __version__
-from harnessd.errors import ConfigError, Refused, Unavailable, WrongState
+from harnessd.errors import BadRequest, ConfigError, Refused, Unavailable, WrongState
 from harnessd.server import bodies
 from harnessd.server.entry import Entry
 from harnessd.web.call import Call, answer
@@ -19,7 +19,11 @@ ALL = "all"  # in place of a name: every job
 
 
 async def jobs(call: Call) -> Response:
-    return answer({"jobs": [bodies.summary(entry) for entry in _chosen(call)]})
+    full = call.parameter("full")
+    if full not in (None, "0", "1"):
+        raise BadRequest(f"cannot use full={full[:60]!r}: it takes 1 or 0")
+    line = bodies.summary_in_full if full == "1" else bodies.summary
+    return answer({"jobs": [line(entry) for entry in _chosen(call)]})
 
 
 async def each(call: Call, handler: Callable[[Call], Awaitable[Response]]) -> Response:

@@ -27,6 +27,7 @@ STATUS: dict[type[Refused], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NoSuchJob: 404,
+    errors.NoSuchRun: 404,
     errors.NoSuchRoute: 404,
     errors.WrongState: 409,
     errors.AmbiguousJob: 409,
