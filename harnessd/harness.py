@@ -252,7 +252,8 @@ async def _serve(
         link = Link(control)
         hello = await link.hello()
         supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record=_forget)
-        supervisor.read_with(Reader(None, on_stored=_forget))
+        reader = Reader(None, on_stored=_forget)
+        supervisor.read_with(reader)
         entry = supervisor.add(from_script(settings.name or _name_of(job), settings, args))
         health = _health(entry, hello["pid"])
         context = Context(supervisor, health, http.max_body_bytes)
@@ -264,6 +265,7 @@ async def _serve(
         finally:
             context.stopping.set()
             await server.stop()
+            reader.close()
     finally:
         if link:
             link.close()

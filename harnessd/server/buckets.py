@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 from sqlalchemy import Connection, func, select
@@ -18,7 +18,7 @@ from harnessd.server.walk import SOURCES, Found, job_id_of, walk, wheres, within
 _ROW_WEIGHT = 16  # so a page of buckets is made of about half a million rows
 
 
-def buckets(connection: Connection, asked: Asked) -> Iterator[Found]:
+def buckets(connection: Connection, asked: Asked) -> Generator[Found, None, None]:
     """Yield a row for each bucket in which there are any: its last row, and figures of the numbers in its rows."""
     assert asked.every_us
     width = asked.every_us
@@ -29,13 +29,14 @@ def buckets(connection: Connection, asked: Asked) -> Iterator[Found]:
         elif asked.after:
             since = max(since, asked.after[0] + width)
         nearest = replace(asked, since_us=since, until_us=until, every_us=None, after=None, limit=1)
-        key, last, weight = next(walk(connection, nearest, 1), (None, (), 0))
-        if key is None:
+        found = list(walk(connection, nearest, 1))
+        if not found:
             return
+        ((key, last, weight),) = found
         start = key[0] // width * width
         bucket = replace(nearest, since_us=max(since, start), until_us=min(until, start + width), descending=True)
         if not asked.descending:
-            _, last, weight = next(walk(connection, bucket, 1))
+            ((_, last, weight),) = walk(connection, bucket, 1)
         count, figures = _figures(connection, bucket, last)
         yield (start, 0), (*last, iso(start), count, *figures), weight + count * _ROW_WEIGHT
         asked = replace(asked, after=(start, 0))

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from sqlalchemy import Connection, select, text
@@ -110,12 +110,13 @@ def _page(connection: Connection, asked: Asked) -> Page:
     limit = asked.limit or STREAM_ROWS
     rows: list[Row] = []
     room, last = PAGE_WEIGHT, (0, 0)
-    for key, row, weight in buckets(connection, asked) if asked.every_us else walk(connection, asked, limit + 1):
-        if len(rows) >= limit or room <= 0:
-            return Page(rows, asked.cursor(last))
-        rows.append(row)
-        last = key
-        room -= weight
+    with closing(buckets(connection, asked) if asked.every_us else walk(connection, asked, limit + 1)) as found:
+        for key, row, weight in found:
+            if len(rows) >= limit or room <= 0:
+                return Page(rows, asked.cursor(last))
+            rows.append(row)
+            last = key
+            room -= weight
     return Page(rows, None)
 
 

@@ -408,7 +408,7 @@ def _shut_down_waiting(job: Job, event: Event, now: float, rules: Rules) -> Step
 
 
 def _read_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    """Reading a command shows that it has come up. A STOP that is read here was followed by a START, still unread."""
+    """A job that reads commands runs. A STOP that is read here was followed by a START, still unread."""
     assert isinstance(event, Read)
     since = _since(job)
     life: Life = Running(since)
@@ -419,7 +419,7 @@ def _read_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
             life = Paused(since)
         case Command.CONFIG if isinstance(job.life, Paused):
             life = job.life
-    return Step(replace(job, life=life, proven=True))
+    return Step(replace(job, life=life))
 
 
 def _read_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -459,7 +459,8 @@ def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
         return Step(replace(job, life=Starting(now), restarts=job.restarts + 1), (Spawn(),))
     if failures >= rules.max_failures and not job.proven:
         return Step(replace(job, life=Failed()))
-    return Step(replace(job, life=Backoff(now + delay_s(failures, event.jitter, rules))))
+    waits = failures - 1 if job.proven else failures  # the first failure of a job that has come up was not waited for
+    return Step(replace(job, life=Backoff(now + delay_s(max(1, waits), event.jitter, rules))))
 
 
 def _end_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:

@@ -195,6 +195,8 @@ class Supervisor:
 
     def _command(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
         verb = _verb(event)
+        if entry.withdrawn:
+            raise WrongState(f"cannot {verb} {entry.name!r}: its file is gone", job=entry.name, state=entry.job.state)
         if self.ending:
             raise Unavailable(f"cannot {verb} {entry.name!r}: the daemon is ending", job=entry.name)
         step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
@@ -410,6 +412,8 @@ class Supervisor:
         for unread, packet in outbox:
             with suppress(Refused):  # a fresh mailbox has room for what was let into the outbox
                 self._send(entry, unread, packet)
+        if entry.job.state is State.PAUSED and not entry.definition.rules.messages:  # a pause came, too
+            self._host.signal(run.run, signal.SIGSTOP)
         if entry.end_with_s is not None:  # a kill or a stop came while it was being forked
             self._host.end(run.run, entry.end_with_s)
         if self._reader and (record := self._early_exits.pop(run.run, None)):

@@ -9,7 +9,7 @@ can reach at most, in the index of each job.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Join, Select, Table, literal_column, or_, select, union_all
@@ -81,7 +81,7 @@ Window = tuple[int | None, int | None]  # from, and before
 Wheres = list[ColumnElement[bool]]
 
 
-def walk(connection: Connection, asked: Asked, limit: int) -> Iterator[Found]:
+def walk(connection: Connection, asked: Asked, limit: int) -> Generator[Found, None, None]:
     """Yield at most so many rows in their order."""
     job_id = None if asked.job is None else job_id_of(connection, asked.job)
     window = within_life(connection, asked)
@@ -93,11 +93,12 @@ def walk(connection: Connection, asked: Asked, limit: int) -> Iterator[Found]:
         floor = _floor(connection, asked, window, after, wanted) if asked.over_all else []
         query = _query(source, asked, [*wheres(source, asked, job_id, window, after), *floor], wanted)
         found = 0
-        for row in connection.execute(query(connection.dialect.name).execution_options(yield_per=32)):
-            found += 1
-            after = (row[0], row[1])
-            shown = _shown(source, row[2:], asked.fields)
-            yield after, shown, sum(len(value) for value in shown if type(value) is Json)
+        with connection.execute(query(connection.dialect.name).execution_options(yield_per=32)) as rows:
+            for row in rows:
+                found += 1
+                after = (row[0], row[1])
+                shown = _shown(source, row[2:], asked.fields)
+                yield after, shown, sum(len(value) for value in shown if type(value) is Json)
         limit -= found
         if found < wanted:
             return
@@ -137,8 +138,8 @@ def _order(asked: Asked, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
 
 def _with_job(source: Source, each_job: bool = False) -> Join:
     """Return the table with the job of each row; or with `each_job` every job with its rows. Events may have no job."""
-    job_of = source.table.c.job_id
-    is_of = schema.job.c.id == (job_of if each_job else _unindexed(job_of))
+    job_of, job_id = source.table.c.job_id, schema.job.c.id
+    is_of = job_of == _unindexed(job_id) if each_job else job_id == _unindexed(job_of)
     return source.table.join(schema.job, is_of, isouter=source.table is schema.event)
 
 

@@ -49,7 +49,7 @@ class Script:
         self.folder = folder
         self.path = folder / "script.py"
         config = {"http": {"port": 0}} | (config or {})
-        tail = "" if "__main__" in body else _TAIL.format(config=config, job=job)
+        tail = "" if "if __name__" in body else _TAIL.format(config=config, job=job)
         self.path.write_text(_HEAD + textwrap.dedent(body).strip() + tail)
         (folder / "stdin").write_text(stdin)
         self._brand = Brand()
@@ -59,7 +59,7 @@ class Script:
             self.process = subprocess.Popen(
                 [*interpreter, str(self.path), *argv],
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+                env=_ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | (env or {}),
                 preexec_fn=self._brand.wear,
                 start_new_session=True,
                 **streams,
@@ -137,4 +137,5 @@ class Script:
             self.process.wait(DEADLINE_S)
 
 
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}

@@ -282,7 +282,9 @@ def test_file_named_like_a_library_hides_nothing(rig: Rig, tmp_path: Any) -> Non
 def test_code_is_imported_fresh_in_each_run(rig: Rig, tmp_path: Any) -> None:
     path = tmp_path / "changing.py"
     for number in (1, 2):
-        path.write_text(f"from harnessd import Cradle\nclass Job(Cradle):\n    def run(self): return {'+'.join('1' * number)}\n")
+        path.write_text(
+            f"from harnessd import Cradle\nclass Job(Cradle):\n    def run(self): return {'+'.join('1' * number)}\n"
+        )
         assert rig.run(entrypoint=f"{path}:Job")[0] == number
 
 

@@ -176,7 +176,9 @@ def test_what_is_gone_is_neither_ended_nor_signalled(rig: Rig) -> None:
     assert "error" not in rig.ask("signal", run=999, signals=[9], tree=True)[0]
 
 
-@pytest.mark.parametrize("garbage", [b"\xff" * 8, b"\0\0\0\2[]", b"\0\0\0\3abc", (MAX_FRAME_BYTES + 1).to_bytes(4, "big")])
+@pytest.mark.parametrize(
+    "garbage", [b"\xff" * 8, b"\0\0\0\2[]", b"\0\0\0\3abc", (MAX_FRAME_BYTES + 1).to_bytes(4, "big")]
+)
 def test_garbage_closes_the_connection_and_ends_the_runs(rig: Rig, garbage: bytes) -> None:
     run = rig.spawn(WAITING)
     rig.control.send(garbage)
@@ -194,7 +196,11 @@ def test_frames_come_in_any_pieces(rig: Rig) -> None:
 
 
 def test_end_of_the_server_ends_every_runs_whole_tree(rig: Rig) -> None:
-    runs = [rig.spawn(WAITING), rig.spawn(STUBBORN), rig.spawn("class Job(Cradle):\n    def run(self): time.sleep(1000)")]
+    runs = [
+        rig.spawn(WAITING),
+        rig.spawn(STUBBORN),
+        rig.spawn("class Job(Cradle):\n    def run(self): time.sleep(1000)"),
+    ]
     for run in runs[:2]:
         run.until_said("up")
     rig.control.shutdown(socket.SHUT_RDWR)

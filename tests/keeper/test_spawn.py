@@ -86,7 +86,12 @@ def test_run_becomes_its_user_and_reports_as_such(rig: Rig, tmp_path: Path) -> N
 
 def test_command_reports_through_the_journal_and_reads_its_mailbox(rig: Rig) -> None:
     run = rig.spawn(
-        command=["sh", "-c", 'echo "{\\"status\\": {\\"up\\": $1}}" >> "$HARNESS_JOURNAL"; head -n1 <&"$HARNESS_MAILBOX"', "x"],
+        command=[
+            "sh",
+            "-c",
+            'echo "{\\"status\\": {\\"up\\": $1}}" >> "$HARNESS_JOURNAL"; head -n1 <&"$HARNESS_MAILBOX"',
+            "x",
+        ],
         args=["5"],
     )
     run.until_said({"up": 5})

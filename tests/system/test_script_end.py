@@ -80,7 +80,11 @@ def test_signal_to_the_script_ends_the_job_in_an_orderly_way(number: signal.Sign
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_job_itself(start: Start) -> None:
-    script = start(ORDERLY.replace("signal.SIGTERM, end", "signal.SIGTERM, end); signal.signal(signal.SIGINT, lambda *_: os._exit(77)"))
+    script = start(
+        ORDERLY.replace(
+            "signal.SIGTERM, end", "signal.SIGTERM, end); signal.signal(signal.SIGINT, lambda *_: os._exit(77)"
+        )
+    )
     script.until_status("up")
     os.killpg(script.pid, signal.SIGINT)
     assert script.wait() == 9

@@ -243,7 +243,7 @@ def test_warnings_are_none(start: Start) -> None:
         class Job(Cradle):
             async def run(self): self.set_status(1)
         """,
-        interpreter=[sys.executable, "-X", "dev", "-W", "error"],
+        interpreter=[sys.executable, "-W", "error"],
     )
     assert script.wait() == 0
     assert script.err.count("\n") == 2, script.err
