@@ -16,6 +16,7 @@ from collections.abc import Container
 
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
 _MARK_BIT = 1 << 61
+_PF_EXITING = 4  # include/linux/sched.h
 
 
 def new_mark() -> int:
@@ -71,6 +72,12 @@ def start_ticks(pid: int) -> int:
     """Return when the process started, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
     fields = _stat_fields(str(pid))
     return int(fields[19]) if fields else 0
+
+
+def is_over(pid: int, ticks: int) -> bool:
+    """Return whether the process that started then has ended, or is about to: its descriptors may be closed."""
+    fields = _stat_fields(str(pid))
+    return not fields or int(fields[19]) != ticks or fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def _mark(pid: int) -> int:

@@ -31,6 +31,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Script]]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A keeper that the tests of a module share, as it has runs of many jobs in its life."""
+    made = Rig(tmp_path_factory.mktemp("keeper"))
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """A keeper with nothing to keep yet."""

@@ -1,4 +1,4 @@
-"""Asks the daemon. With http.client: httpx takes four times as long to import, and `harnessd ps` is to be there at once."""
+"""Asks the daemon, with http.client: httpx takes four times as long to import, and `harnessd ps` is to be quick."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import http.client
 import json
 import os
 import socket
-import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,10 @@ from harnessd.cli.where import Address, Given, addresses
 
 ANSWER_S = 30.0  # the longest that an answer may take for which the daemon waits for nothing
 _CONNECT_S = 5.0
+_COMPLETE_S = 0.5
+_TRIES = 5  # while one server after the other dies
+_AGAIN_S = 0.2
+BROKEN = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,14 @@ class Client:
         timeout_s: float | None = ANSWER_S,
     ) -> Answer:
         """Return the answer, whatever its status. What only reads is asked again when a dying server takes it along."""
-        for last in (False, True) if method == "GET" else (True,):
+        tries = _TRIES if method == "GET" else 1
+        while True:
             try:
-                with self._response(method, path, query, body, {}, timeout_s) as response:
+                with closing(self._open(method, path, query, body, {}, timeout_s)) as response:
                     return Answer(response.status, response.read())
-            except TimeoutError:
-                raise Failure(Code.FAILED, f"no answer from {self.shown} within {timeout_s:g} s") from None
-            except (OSError, http.client.HTTPException) as error:
-                if last:
-                    why = f"the connection to {self.shown} broke before the answer was there: {error}"
-                    more = "" if method == "GET" else "\nwhat was asked for may have been done all the same"
-                    raise Failure(Code.UNREACHABLE, why + more) from None
-        raise AssertionError("the last one returns or raises")
+            except BROKEN as error:
+                tries -= 1
+                self._give_up(error, method, timeout_s, tries)
 
     @contextmanager
     def stream(
@@ -93,14 +93,30 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """Give an answer that has no end yet. Raises Failure for a refusal; OSError, HTTPException when it breaks off."""
-        with self._response("GET", path, query, None, headers or {}, timeout_s) as response:
+        """Give an answer that is read as it comes, and may break off. Raises Failure when there is none."""
+        tries = _TRIES
+        while True:
+            try:
+                response = self._open("GET", path, query, None, headers or {}, timeout_s)
+                break
+            except BROKEN as error:
+                tries -= 1
+                self._give_up(error, "GET", timeout_s, tries)
+        with closing(response):
             if response.status >= 400:
                 Answer(response.status, response.read()).check()
             yield response
 
-    @contextmanager
-    def _response(
+    def _give_up(self, error: Exception, method: str, timeout_s: float | None, tries_left: int) -> None:
+        """Raise Failure, unless a new server may answer."""
+        if isinstance(error, TimeoutError):
+            raise Failure(Code.FAILED, f"no answer from {self.shown} within {timeout_s:g} s") from None
+        if not tries_left:
+            more = "" if method == "GET" else "; what was asked for may have been done all the same"
+            raise Failure(Code.UNREACHABLE, f"the connection to {self.shown} broke: {error}{more}") from None
+        time.sleep(_AGAIN_S)
+
+    def _open(
         self,
         method: str,
         path: str,
@@ -108,7 +124,8 @@ class Client:
         body: str | None,
         headers: Mapping[str, str],
         timeout_s: float | None,
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> http.client.HTTPResponse:
+        """Return the head of an answer; closing it closes its connection. Raises Failure, and what is in BROKEN."""
         connection, address = self._connect()
         try:
             assert connection.sock
@@ -119,9 +136,9 @@ class Client:
             if address.token:
                 sent["Authorization"] = f"Bearer {address.token}"
             connection.request(method, target, body.encode() if body is not None else None, sent)
-            yield connection.getresponse()
+            return connection.getresponse()
         finally:
-            connection.close()
+            connection.close()  # the answer has the socket for itself
 
     def _connect(self) -> tuple[http.client.HTTPConnection, Address]:
         """Return a connection to the first address at which somebody listens. Raises Failure."""
@@ -196,8 +213,7 @@ def reach(context: typer.Context) -> Client:
 def complete_job(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of jobs that begin so, for the shell; none when the daemon does not tell at once."""
     try:
-        listed = reach(context).get("/jobs", timeout_s=0.5).data["jobs"]
-        return [job["name"] for job in listed if job["name"].startswith(incomplete)]
-    except (Failure, KeyError) as error:
-        print(f"harnessd: {error}", file=sys.stderr) if os.environ.get("HARNESSD_COMPLETE_DEBUG") else None
+        listed = reach(context).get("/jobs", timeout_s=_COMPLETE_S).data["jobs"]
+    except Failure:  # the shell has no place to say it
         return []
+    return [job["name"] for job in listed if job["name"].startswith(incomplete)]

@@ -48,7 +48,7 @@ def _figures(connection: Connection, bucket: Asked, last: Row) -> tuple[int, lis
     paths = bucket.fields or numeric(json.loads(last[-1]))
     of = [number(schema.status.c.status, path, connection.dialect.name) for _, path in paths]
     job_id = job_id_of(connection, bucket.job or "")
-    window = within_life(connection, bucket) or (0, 0)
+    window = within_life(connection, bucket, job_id) or (0, 0)
     query = select(func.count(), *(function(each) for function in (func.min, func.max, func.avg) for each in of))
     count, *found = connection.execute(query.where(*wheres(source, bucket, job_id, window, None))).one()
     names = [name for name, _ in paths]

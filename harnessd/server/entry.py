@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harnessd import tree
 from harnessd.errors import MailboxClosed, MailboxFull, TooLarge
 from harnessd.job.pulse import POLLS, WAITING
 from harnessd.server import policy
@@ -90,7 +91,9 @@ class Live:
         self._polled_at = time.monotonic()
 
     def send(self, job: str, packet: bytes, state: State) -> None:
-        """Put a command into the mailbox. Raises MailboxFull, MailboxClosed, TooLarge."""
+        """Put a command into the mailbox, unless the run has ended. Raises MailboxFull, MailboxClosed, TooLarge."""
+        if self.ended:
+            return
         try:
             written = os.write(self.info.mailbox, packet)
         except BlockingIOError:
@@ -100,6 +103,8 @@ class Live:
                 state=state,
             ) from None
         except (BrokenPipeError, ConnectionResetError):
+            if tree.is_over(self.info.pid, self.info.start_ticks):
+                return  # the host will say so, and that this was not read
             raise MailboxClosed(f"cannot send to {job!r}: it has closed its mailbox", job=job, state=state) from None
         except OSError as error:
             raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None

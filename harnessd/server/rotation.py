@@ -35,6 +35,7 @@ from typing import BinaryIO
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 1, 2, 8  # fallocate(2), FALLOC_FL_*
 _FAR = 1 << 40  # behind the end of every log: a hole punched there changes nothing
 _COPY_BYTES = 1 << 20
+_PUNCH_BYTES = 1 << 20  # for so much at once the job may have to wait
 _AT_ONCE = 16  # heads copied before the log is shortened
 _GZIP_LEVEL = 1  # three times as fast as the usual 6, for a tenth more space
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -193,7 +194,8 @@ class Log:
         head = state.cut - state.shifted
         if head == self._given_back or os.fstat(fd).st_size <= head:
             return
-        _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, 0, head)
+        for at in range(self._given_back, head, _PUNCH_BYTES):
+            _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, at, min(_PUNCH_BYTES, head - at))
         self._given_back = head
         if not self._collapses:
             return

@@ -84,7 +84,7 @@ Wheres = list[ColumnElement[bool]]
 def walk(connection: Connection, asked: Asked, limit: int) -> Generator[Found, None, None]:
     """Yield at most so many rows in their order."""
     job_id = None if asked.job is None else job_id_of(connection, asked.job)
-    window = within_life(connection, asked)
+    window = within_life(connection, asked, job_id)
     if window is None or (asked.job is not None and job_id is None):
         return
     source, after = _source(asked), asked.after
@@ -164,7 +164,7 @@ def wheres(source: Source, asked: Asked, job_id: int | None, window: Window, aft
     if len(asked.kinds) == 1 and not walks_run:
         where.append(_event.kind == asked.kinds[0])
     elif asked.kinds and walks_run:
-        where.append(_unindexed(_event.kind).in_(asked.kinds))
+        where.append((_event.kind + "").in_(asked.kinds))
     return where + _behind(source.time, source.id, asked, after)
 
 
@@ -177,14 +177,16 @@ def _behind(time_of: ColumnElement[Any], id_of: ColumnElement[Any], asked: Asked
     return [time_of >= after[0], or_(time_of > after[0], id_of > after[1])]
 
 
-def within_life(connection: Connection, asked: Asked) -> Window | None:
+def within_life(connection: Connection, asked: Asked, job_id: int | None) -> Window | None:
     """Return the window, for the rows of one run no wider than its life; None when no row can be in it."""
     since, until = asked.since_us, asked.until_us
-    if asked.run is None or asked.key == "seq" or asked.what in ("runs", "events"):
+    if asked.run is None:
         return since, until
-    life = connection.execute(select(_run.started_us, _run.ended_us).where(_run.id == asked.run)).first()
-    if life is None:
+    life = connection.execute(select(_run.job_id, _run.started_us, _run.ended_us).where(_run.id == asked.run)).first()
+    if life and job_id not in (None, life.job_id):
         return None
+    if life is None or asked.key == "seq" or asked.what in ("runs", "events"):
+        return since, until
     since = max(since or 0, life.started_us - LIFE_MARGIN_US)
     ends = [end for end in (until, life.ended_us and life.ended_us + LIFE_MARGIN_US) if end is not None]
     return since, min(ends, default=None)
@@ -236,7 +238,7 @@ def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) 
     if job_id is not None:
         query = query.where(_unindexed(_event.job_id) == job_id)
     if kinds:
-        query = query.where(_unindexed(_event.kind).in_(kinds))
+        query = query.where((_event.kind + "").in_(kinds))
     return query.order_by(_event.id).limit(limit)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from harnessd.errors import Unavailable
+from harnessd.errors import Refused, Unavailable
 from harnessd.server.records import Event
 from harnessd.server.rows import COLUMNS, Json, Row
 from harnessd.server.timespan import iso
@@ -48,6 +48,7 @@ class Follower:
     actor: str = ""
     queue: deque[Event] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    behind: bool = False  # so much came at once that it is to be read from the database
     dropped: bool = False
 
     def wants(self, event: Event) -> bool:
@@ -87,10 +88,12 @@ class Followers:
             wanted = [event for event in events if follower.wants(event)]
             if not wanted:
                 continue
-            if len(follower.queue) + len(wanted) > QUEUE_EVENTS:
+            if len(follower.queue) + len(wanted) <= QUEUE_EVENTS:
+                follower.queue.extend(wanted)
+            elif follower.queue:
                 self._drop(follower)
             else:
-                follower.queue.extend(wanted)
+                follower.behind = True
             follower.wake.set()
 
     def _drop(self, follower: Follower) -> None:
@@ -123,8 +126,8 @@ class EventStream(Response):
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-        if isinstance(results[0], Exception):
-            raise results[0]
+        if isinstance(results[0], Exception) and not isinstance(results[0], Refused):
+            raise results[0]  # a database that fails ends the stream, and the client comes back
         with suppress(TimeoutError):  # the client does not read: its connection is cut
             async with asyncio.timeout(_GOODBYE_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -144,7 +147,12 @@ class EventStream(Response):
                 yield text
             yield f"id: {follower.last_id}\n\n"  # so that a client that has heard nothing yet can come back, too
             while not follower.dropped:
-                if text := await self._live():
+                text = await self._live()
+                if follower.behind:
+                    follower.behind = False
+                    async for stored_text in self._catching_up(await self._more()):
+                        yield stored_text
+                elif text:
                     yield text
         yield f'event: dropped\ndata: {{"last_id":{follower.last_id},"why":"{QUEUE_EVENTS} events were not read"}}\n\n'
 
@@ -165,7 +173,7 @@ class EventStream(Response):
         except TimeoutError:
             return ": heartbeat\n\n"
         follower.wake.clear()
-        events = list(follower.queue)
+        events = [] if follower.behind else list(follower.queue)  # those in the queue are in the database, too
         follower.queue.clear()
         rows = (_row(event) for event in events)
         return "".join(self._event(row) for row in rows if row[1] > (follower.last_id or 0))

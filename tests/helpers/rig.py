@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harnessd import tree
-from harnessd.states import Command
-from harnessd.wire import Frame, FrameReader, RunSpec, pack_command, pack_frame
 from helpers.brand import Brand
 from helpers.script import ROOT
 from helpers.waiting import DEADLINE_S, until
+
+from harnessd import tree
+from harnessd.states import Command
+from harnessd.wire import Frame, FrameReader, RunSpec, pack_command, pack_frame
 
 # Without a server of its own it would take itself for a copy of a user's script; its runs are to be like the daemon's.
 _KEEPER = """

@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import harnessd
 import httpx
 from helpers.brand import Brand
 from helpers.waiting import DEADLINE_S, until
+
+import harnessd
 
 ROOT = Path(harnessd.__file__).resolve().parent.parent
 _HEAD = """\

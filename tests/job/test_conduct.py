@@ -50,14 +50,14 @@ EXITS = {
 
 
 @pytest.mark.parametrize("ending", EXITS)
-def test_exit_code_of(ending: str, rig: Rig) -> None:
-    code, _ = rig.run(f"class Job(Cradle):\n    def run(self):\n        {ending}\n")
+def test_exit_code_of(ending: str, keeper: Rig) -> None:
+    code, _ = keeper.run(f"class Job(Cradle):\n    def run(self):\n        {ending}\n")
     assert code == EXITS[ending]
 
 
 @pytest.mark.parametrize("ending", ["return 7", "sys.exit(7)"])
-def test_exit_code_of_an_async_run(ending: str, rig: Rig) -> None:
-    code, run = rig.run(f"""
+def test_exit_code_of_an_async_run(ending: str, keeper: Rig) -> None:
+    code, run = keeper.run(f"""
         class Job(Cradle):
             async def run(self, *args):
                 await asyncio.sleep(0.001)
@@ -67,8 +67,8 @@ def test_exit_code_of_an_async_run(ending: str, rig: Rig) -> None:
     assert code == 7 and run.said() == [["a", "b"]]
 
 
-def test_exception_is_a_traceback_on_stderr_and_a_line_in_the_journal(rig: Rig) -> None:
-    code, run = rig.run("""
+def test_exception_is_a_traceback_on_stderr_and_a_line_in_the_journal(keeper: Rig) -> None:
+    code, run = keeper.run("""
         class Job(Cradle):
             def run(self):
                 self.set_status("before")
@@ -91,8 +91,8 @@ def test_exception_is_a_traceback_on_stderr_and_a_line_in_the_journal(rig: Rig) 
         ("class Job(Cradle):\n    def __init__(self, x): pass", "TypeError: Job.__init__() missing 1 required"),
     ],
 )
-def test_job_that_cannot_be_loaded_is_exit_code_1_and_says_why(body: str, error: str, rig: Rig) -> None:
-    code, run = rig.run(body)
+def test_job_that_cannot_be_loaded_is_exit_code_1_and_says_why(body: str, error: str, keeper: Rig) -> None:
+    code, run = keeper.run(body)
     assert code == 1
     assert error in run.out
     assert error.removeprefix("harnessd.errors.") in "".join(run.said("error"))
@@ -109,8 +109,8 @@ def test_job_that_cannot_be_loaded_is_exit_code_1_and_says_why(body: str, error:
         "class Outer:\n    def __call__(self): return 7\nJob = Outer()",
     ],
 )
-def test_what_can_be_a_job(body: str, rig: Rig) -> None:
-    assert rig.run(body)[0] == 7
+def test_what_can_be_a_job(body: str, keeper: Rig) -> None:
+    assert keeper.run(body)[0] == 7
 
 
 @pytest.mark.parametrize("job", [5, None, "text", object(), int, Rig])
@@ -124,12 +124,12 @@ def test_cradle_is_the_job_as_it_is() -> None:
     assert as_cradle(job) is job and isinstance(as_cradle(Cradle), Cradle)
 
 
-def test_run_without_parameters_is_given_none(rig: Rig) -> None:
-    assert rig.run("class Job(Cradle):\n    def run(self): return 7", args=["ignored"])[0] == 7
+def test_run_without_parameters_is_given_none(keeper: Rig) -> None:
+    assert keeper.run("class Job(Cradle):\n    def run(self): return 7", args=["ignored"])[0] == 7
 
 
-def test_arguments_are_in_sys_argv_and_in_run(rig: Rig) -> None:
-    _, run = rig.run("""
+def test_arguments_are_in_sys_argv_and_in_run(keeper: Rig) -> None:
+    _, run = keeper.run("""
         import argparse
         class Job(Cradle):
             def run(self, *args):
@@ -141,8 +141,8 @@ def test_arguments_are_in_sys_argv_and_in_run(rig: Rig) -> None:
     assert (args, argv, number) == (["--n", "4"], ["--n", "4"], 4) and name.endswith(".py")
 
 
-def test_end_is_as_the_interpreters_own(rig: Rig) -> None:
-    code, run = rig.run("""
+def test_end_is_as_the_interpreters_own(keeper: Rig) -> None:
+    code, run = keeper.run("""
         import atexit, tempfile, weakref
         class Thing: pass
         class Job(Cradle):
@@ -161,8 +161,8 @@ def test_end_is_as_the_interpreters_own(rig: Rig) -> None:
     assert run.said() == ["thread"]
 
 
-def test_failing_exit_functions_and_streams_leave_the_exit_code(rig: Rig) -> None:
-    code, run = rig.run("""
+def test_failing_exit_functions_and_streams_leave_the_exit_code(keeper: Rig) -> None:
+    code, run = keeper.run("""
         import atexit
         class Stream:
             def write(self, text): pass
@@ -175,7 +175,7 @@ def test_failing_exit_functions_and_streams_leave_the_exit_code(rig: Rig) -> Non
                 return 3
         """)
     assert code == 3 and "ZeroDivisionError" in run.out and run.out.endswith("still called\n")
-    code, _ = rig.run("""
+    code, _ = keeper.run("""
         class Stream:
             def write(self, text): pass
             def flush(self): raise RuntimeError("cannot flush")
@@ -185,8 +185,8 @@ def test_failing_exit_functions_and_streams_leave_the_exit_code(rig: Rig) -> Non
     assert code == 120  # as Python ends that could not flush
 
 
-def test_signal_handler_that_raises_at_the_end_never_lets_the_run_go_on(rig: Rig) -> None:
-    run = rig.spawn("""
+def test_signal_handler_that_raises_at_the_end_never_lets_the_run_go_on(keeper: Rig) -> None:
+    run = keeper.spawn("""
         class Job(Cradle):
             def run(self):
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
@@ -195,13 +195,13 @@ def test_signal_handler_that_raises_at_the_end_never_lets_the_run_go_on(rig: Rig
                 return 4
         """)
     run.until_said("ending")
-    rig.ask("signal", run=run.spec.run, signals=[signal.SIGTERM], tree=False)
-    assert rig.ended(run)["code"] == 4
-    assert rig.ask("list")[0]["fds"] == 0
+    keeper.ask("signal", run=run.spec.run, signals=[signal.SIGTERM], tree=False)
+    assert keeper.ended(run)["code"] == 4
+    assert keeper.ask("list")[0]["fds"] == 0
 
 
-def test_threads_and_children_of_the_job_report_and_read(rig: Rig) -> None:
-    run = rig.spawn("""
+def test_threads_and_children_of_the_job_report_and_read(keeper: Rig) -> None:
+    run = keeper.spawn("""
         class Job(Cradle):
             def run(self):
                 def report(name):
@@ -219,7 +219,7 @@ def test_threads_and_children_of_the_job_report_and_read(rig: Rig) -> None:
                 report("parent")
         """)
     run.send(Command.CONFIG, 42)
-    assert rig.ended(run)["code"] == 0
+    assert keeper.ended(run)["code"] == 0
     assert len(run.said()) == 251 and ["got", 42] in run.said()
     with open(run.spec.journal) as file:
         numbers = [line.split(",")[0] for line in file]
@@ -250,46 +250,46 @@ class Job(Cradle):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing_works_also_with_methods_of_the_job(method: str, rig: Rig) -> None:
-    code, run = rig.run(MULTIPROCESSING, args=[method])
+def test_multiprocessing_works_also_with_methods_of_the_job(method: str, keeper: Rig) -> None:
+    code, run = keeper.run(MULTIPROCESSING, args=[method])
     assert code == 0, run.out
     assert run.said() == [[[0, 1, 4, 9], [0, 2, 4, 6], 2, 0]]
     assert run.out == ""
 
 
-def test_job_in_a_package_is_imported_from_its_directory(rig: Rig, tmp_path: Any) -> None:
+def test_job_in_a_package_is_imported_from_its_directory(keeper: Rig, tmp_path: Any) -> None:
     (tmp_path / "trading").mkdir()
     (tmp_path / "trading" / "__init__.py").write_text("")
     (tmp_path / "trading" / "momentum.py").write_text(
         "from harnessd import Cradle\nfrom trading import __name__ as base\n"
         "class Outer:\n    class Job(Cradle):\n        def run(self): self.set_status(base)\n"
     )
-    code, run = rig.run(entrypoint="trading.momentum:Outer.Job", cwd=str(tmp_path))
+    code, run = keeper.run(entrypoint="trading.momentum:Outer.Job", cwd=str(tmp_path))
     assert code == 0, run.out
     assert run.said() == ["trading"]
 
 
-def test_file_named_like_a_library_hides_nothing(rig: Rig, tmp_path: Any) -> None:
+def test_file_named_like_a_library_hides_nothing(keeper: Rig, tmp_path: Any) -> None:
     (tmp_path / "queue.py").write_text(
         "import json\nfrom harnessd import Cradle\nclass Job(Cradle):\n"
         "    def run(self):\n        import asyncio.queues\n        self.set_status(__name__)\n"
     )
-    code, run = rig.run(entrypoint=f"{tmp_path / 'queue.py'}:Job")
+    code, run = keeper.run(entrypoint=f"{tmp_path / 'queue.py'}:Job")
     assert code == 0, run.out
     assert run.said() == ["job_queue"]
 
 
-def test_code_is_imported_fresh_in_each_run(rig: Rig, tmp_path: Any) -> None:
+def test_code_is_imported_fresh_in_each_run(keeper: Rig, tmp_path: Any) -> None:
     path = tmp_path / "changing.py"
     for number in (1, 2):
         path.write_text(
             f"from harnessd import Cradle\nclass Job(Cradle):\n    def run(self): return {'+'.join('1' * number)}\n"
         )
-        assert rig.run(entrypoint=f"{path}:Job")[0] == number
+        assert keeper.run(entrypoint=f"{path}:Job")[0] == number
 
 
-def test_closing_every_descriptor_harms_nobody(rig: Rig, tmp_path: Any) -> None:
-    run = rig.spawn("""
+def test_closing_every_descriptor_harms_nobody(keeper: Rig, tmp_path: Any) -> None:
+    run = keeper.spawn("""
         class Job(Cradle):
             def run(self, folder):
                 os.closerange(3, 65536)
@@ -301,5 +301,5 @@ def test_closing_every_descriptor_harms_nobody(rig: Rig, tmp_path: Any) -> None:
     until(lambda: run.out.count("\n") == 2, "it has printed")
     assert run.out.splitlines()[1] == "[False, None, None] {0}"
     assert "the job has closed its journal" in run.out
-    rig.tell({"op": "end", "run": run.spec.run, "grace": 5})
-    assert rig.ended(run)["signal"] == signal.SIGTERM
+    keeper.tell({"op": "end", "run": run.spec.run, "grace": 5})
+    assert keeper.ended(run)["signal"] == signal.SIGTERM

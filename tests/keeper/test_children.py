@@ -20,6 +20,12 @@ LEFT_BEHIND = {
     "holding stdout": "subprocess.Popen(['sleep', '1000'], stdout=1, close_fds=False)",
     "stopped": "os.kill(subprocess.Popen(['sleep', '1000']).pid, signal.SIGSTOP)",
 }
+SLEEPING = """
+class Job(Cradle):
+    def run(self):
+        self.set_status("up")
+        time.sleep(1000)
+"""
 HEAD = """
 import subprocess
 def daemonise():
@@ -33,7 +39,7 @@ def daemonise():
 """
 
 
-def leaving(rig: Rig, how: str, then: str) -> Run:
+def leaving(keeper: Rig, how: str, then: str) -> Run:
     body = f"""{HEAD}
 class Job(Cradle):
     def run(self):
@@ -41,30 +47,30 @@ class Job(Cradle):
         self.set_status("up")
         {then}
 """
-    run = rig.spawn(body)
+    run = keeper.spawn(body)
     run.until_said("up")
     return run
 
 
 @pytest.mark.parametrize("how", LEFT_BEHIND)
-def test_end_takes_the_whole_tree(how: str, rig: Rig) -> None:
-    run = leaving(rig, how, "time.sleep(1000)")
-    rig.tell({"op": "end", "run": run.spec.run, "grace": 0.2})
-    ended = rig.ended(run)
+def test_end_takes_the_whole_tree(how: str, keeper: Rig) -> None:
+    run = leaving(keeper, how, "time.sleep(1000)")
+    keeper.tell({"op": "end", "run": run.spec.run, "grace": 0.2})
+    ended = keeper.ended(run)
     assert ended["signal"] == signal.SIGTERM
-    assert not run.is_left() and rig.members() == [rig.process.pid]
+    assert not run.is_left() and keeper.members() == [keeper.process.pid]
 
 
 @pytest.mark.parametrize("how", LEFT_BEHIND)
-def test_what_outlives_its_run_is_ended_and_counted(how: str, rig: Rig) -> None:
-    run = leaving(rig, how, "return 4")
-    ended = rig.ended(run)
+def test_what_outlives_its_run_is_ended_and_counted(how: str, keeper: Rig) -> None:
+    run = leaving(keeper, how, "return 4")
+    ended = keeper.ended(run)
     assert ended["code"] == 4 and ended["leftover"] >= 1
-    assert rig.members() == [rig.process.pid]
+    assert keeper.members() == [keeper.process.pid]
 
 
-def test_run_has_its_grace_to_end_as_it_likes(rig: Rig) -> None:
-    run = rig.spawn("""
+def test_run_has_its_grace_to_end_as_it_likes(keeper: Rig) -> None:
+    run = keeper.spawn("""
         class Job(Cradle):
             def run(self):
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
@@ -72,13 +78,13 @@ def test_run_has_its_grace_to_end_as_it_likes(rig: Rig) -> None:
                 while True: time.sleep(1000)
         """)
     run.until_said("up")
-    rig.tell({"op": "end", "run": run.spec.run, "grace": 1000})
-    assert rig.ended(run)["code"] == 9
+    keeper.tell({"op": "end", "run": run.spec.run, "grace": 1000})
+    assert keeper.ended(run)["code"] == 9
 
 
 @pytest.mark.parametrize("graces", [[0], [0.1], [1000, 0], [1000, 0.1]])
-def test_run_that_ignores_sigterm_is_killed_after_the_shortest_grace(rig: Rig, graces: list[float]) -> None:
-    run = rig.spawn("""
+def test_run_that_ignores_sigterm_is_killed_after_the_shortest_grace(keeper: Rig, graces: list[float]) -> None:
+    run = keeper.spawn("""
         class Job(Cradle):
             def run(self):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -87,20 +93,20 @@ def test_run_that_ignores_sigterm_is_killed_after_the_shortest_grace(rig: Rig, g
         """)
     run.until_said("up")
     for grace in graces:
-        rig.ask("end", run=run.spec.run, grace=grace)
-    assert rig.ended(run)["signal"] == signal.SIGKILL
+        keeper.ask("end", run=run.spec.run, grace=grace)
+    assert keeper.ended(run)["signal"] == signal.SIGKILL
 
 
-def test_stopped_run_is_woken_to_end(rig: Rig) -> None:
-    run = rig.spawn("class Job(Cradle):\n    def run(self):\n        self.set_status('up')\n        time.sleep(1000)")
+def test_stopped_run_is_woken_to_end(keeper: Rig) -> None:
+    run = keeper.spawn(SLEEPING)
     run.until_said("up")
-    rig.ask("signal", run=run.spec.run, signals=[signal.SIGSTOP], tree=True)
-    rig.ask("end", run=run.spec.run, grace=1000)
-    assert rig.ended(run)["signal"] == signal.SIGTERM
+    keeper.ask("signal", run=run.spec.run, signals=[signal.SIGSTOP], tree=True)
+    keeper.ask("end", run=run.spec.run, grace=1000)
+    assert keeper.ended(run)["signal"] == signal.SIGTERM
 
 
-def test_signal_goes_to_the_whole_tree_or_to_the_first_process_alone(rig: Rig) -> None:
-    run = rig.spawn("""
+def test_signal_goes_to_the_whole_tree_or_to_the_first_process_alone(keeper: Rig) -> None:
+    run = keeper.spawn("""
         import subprocess
         class Job(Cradle):
             def run(self):
@@ -109,10 +115,10 @@ def test_signal_goes_to_the_whole_tree_or_to_the_first_process_alone(rig: Rig) -
                 while True: time.sleep(1000)
         """)
     child = until(run.said, "it has a child")[0]["child"]
-    rig.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=False)
+    keeper.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=False)
     run.until_said("USR1")
     assert is_alive(child)
-    rig.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=True)
+    keeper.ask("signal", run=run.spec.run, signals=[signal.SIGUSR1], tree=True)
     until(lambda: not is_alive(child), "the child had it too")
 
 

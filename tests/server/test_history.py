@@ -322,6 +322,8 @@ def test_fields_take_out_what_is_asked_for(reader: Reader) -> None:
     ],
 )
 def test_a_field_is_found_by_its_path_and_by_nothing_else(store: Store, status: str, field: str, found: Any) -> None:
+    if ("1e999" in status or "ud800" in status) and store.readers.dialect.name != "sqlite":
+        pytest.skip("jsonb holds neither")
     store.put_lines(1_700_000_000_000, [Line(1_700_000_000_000, 1, 5, "status", status)], 9, 1).result(10)
     reader = Reader(store)
     assert reader.rows("history", "etl", fields=field)[0]["status"] == {field: found}

@@ -592,7 +592,7 @@ class AnySequenceOfEvents(RuleBasedStateMachine):
     def check_life(self, before: Job) -> None:
         life = self.job.life
         if isinstance(life, Backoff) and life != before.life:
-            assert 0 < life.until - self.now <= self.rules.max_s * (1 + self.rules.jitter)
+            assert 0 < life.until - self.now <= self.rules.max_s * (1 + self.rules.jitter) + ROUNDING_S
         if isinstance(life, Failed) and not isinstance(before.life, Failed):
             assert self.rules.restart == "never" or not self.proven, "given up though it has been up"
 

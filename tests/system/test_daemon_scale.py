@@ -58,7 +58,8 @@ def test_jobs_that_crash_in_a_loop_disturb_no_other_and_leave_nothing(daemon: Da
     for name in ("backoff", "starting"):
         assert {job["want"] for job in daemon.jobs(state=name).values()} <= {"up"}
     assert daemon.hb("healthy")["pid"] == pid
-    daemon.get("/jobs/all/stop")
+    results = daemon.get("/jobs/all/stop").json()["results"]
+    assert {result["status_code"] for result in results} == {202}
     daemon.wait_all("stopped", crashing)
     until(lambda: "Z" not in children(daemon.keeper_pid).values(), "there are no zombies")
     daemon.wait_for(

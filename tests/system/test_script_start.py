@@ -105,18 +105,21 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_option_is_laid_over_the_code_and_hidden_from_the_job(form: str, start: Start, tmp_path: Path) -> None:
-    files = {"given.json": '{"name": "given", "config": {"a": 2}}', "given.toml": 'name = "given"\n[config]\na = 2\n'}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    argv = [part.replace("given.", f"{tmp_path}/given.") for part in FORMS[form]]
-    script = start(
-        WAITING, job="VolTarget()", argv=["--symbol", *argv, "SPX", "--", "-x"], config={"config": {"a": 1, "b": 1}}
-    )
-    assert script.status()["argv"] == ["--symbol", "SPX", "--", "-x"]
-    assert script.status()["config"] == {"a": 2, "b": 1}
-    assert script.hb()["job"] == "given"
+def test_option_is_laid_over_the_code_and_hidden_from_the_job(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "given.json").write_text('{"name": "given", "config": {"a": 2}}')
+    (tmp_path / "given.toml").write_text('name = "given"\n[config]\na = 2\n')
+    forms = [[part.replace("given.", f"{tmp_path}/given.") for part in form] for form in FORMS.values()]
+    script = start(f"""
+        class Job(Cradle):
+            def run(self): print(sys.argv[1:], self.get_config())
+        if __name__ == "__main__":
+            for form in {forms!r}:
+                sys.argv[1:] = ["--symbol", *form, "SPX", "--", "-x"]
+                launch(Job, {{"http": {{"port": 0}}, "config": {{"a": 1, "b": 1}}}})
+        """)
+    assert script.wait() == 0
+    assert script.out.splitlines() == ["['--symbol', 'SPX', '--', '-x'] {'a': 2, 'b': 1}"] * len(forms)
+    assert script.err.count("harnessd: given listens on") == len(forms)
 
 
 BAD = {
@@ -134,13 +137,31 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", ["JSON", "unknown key"])
 def test_bad_option_is_one_line_and_exit_code_2(case: str, start: Start) -> None:
     argv, why = BAD[case]
     script = start(WAITING, job="VolTarget()", argv=argv)
     assert script.wait() == 2
     assert script.err.startswith("harnessd: ") and script.err.count("\n") == 1
     assert why in script.err and script.out == ""
+
+
+def test_every_bad_option_has_its_line(start: Start) -> None:
+    script = start(f"""
+        if __name__ == "__main__":
+            for argv in {[argv for argv, _ in BAD.values()]!r}:
+                sys.argv[1:] = argv
+                try:
+                    launch(lambda: print("never"), {{"http": {{"port": 0}}}})
+                except SystemExit as error:
+                    print(error.code)
+        """)
+    assert script.wait() == 0
+    assert script.out.split() == ["2"] * len(BAD)
+    lines = script.err.splitlines()
+    assert len(lines) == len(BAD)
+    for line, (_, why) in zip(lines, BAD.values(), strict=True):
+        assert line.startswith("harnessd: ") and why in line
 
 
 @pytest.mark.parametrize(
@@ -197,7 +218,8 @@ def test_job_object_that_cannot_be_pickled_is_no_obstacle(start: Start) -> None:
             def run(self):
                 self.pair[0].send(b"x")
                 with self.lock:
-                    self.set_status([self.double(4), self.pair[1].recv(1).decode(), next(self.generator), self.file.read(6)])
+                    received = self.pair[1].recv(1).decode()
+                    self.set_status([self.double(4), received, next(self.generator), self.file.read(6)])
                 self.get_msg(timeout=None)
         """)
     assert script.status() == [8, "x", 0, "import"]
