@@ -26,11 +26,11 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            quicken(command)
+            quicken(command, ctx)
         return command
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        quicken(self)
+        quicken(self, ctx)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

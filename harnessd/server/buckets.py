@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, true
 
 from harnessd.server import schema
 from harnessd.server.asked import Asked
-from harnessd.server.fields import dumps, number, numeric
+from harnessd.server.fields import dumps, numbers, numeric
 from harnessd.server.rows import Json, Row
 from harnessd.server.timespan import LATEST_US, iso
 from harnessd.server.walk import SOURCES, Found, job_id_of, walk, wheres, within_life
@@ -44,13 +45,20 @@ def buckets(connection: Connection, asked: Asked) -> Generator[Found, None, None
 
 def _figures(connection: Connection, bucket: Asked, last: Row) -> tuple[int, list[Json]]:
     """Return how many rows there are, and the least, greatest and mean of each number."""
-    source = SOURCES["history"]
+    source, status = SOURCES["history"], schema.status
     paths = bucket.fields or numeric(json.loads(last[-1]))
-    of = [number(schema.status.c.status, path, connection.dialect.name) for _, path in paths]
     job_id = job_id_of(connection, bucket.job or "")
     window = within_life(connection, bucket, job_id) or (0, 0)
-    query = select(func.count(), *(function(each) for function in (func.min, func.max, func.avg) for each in of))
-    count, *found = connection.execute(query.where(*wheres(source, bucket, job_id, window, None))).one()
+    where = wheres(source, bucket, job_id, window, None)
+    count = connection.scalar(select(func.count()).select_from(status).where(*where)) or 0
+    found: dict[int, Sequence[Any]] = {}
+    if paths:
+        each = numbers(status.c.status, [path for _, path in paths], connection.dialect.name)
+        figures = (func.min(each.value), func.max(each.value), func.avg(each.value))
+        query = select(each.place, *figures).select_from(status.join(each.rows, true()))
+        query = query.where(*where, each.is_number).group_by(each.place)
+        found = {row[0]: row[1:] for row in connection.execute(query)}
+    nothing = (None, None, None)
+    thirds = zip(*(found.get(place, nothing) for place in range(len(paths))), strict=True) if paths else [()] * 3
     names = [name for name, _ in paths]
-    thirds = [found[index * len(of) : (index + 1) * len(of)] for index in range(3)]
     return count, [Json(dumps(dict(zip(names, third, strict=True)))) for third in thirds]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Float, Text, case, cast, func
+from sqlalchemy import ColumnElement, Float, TableValuedAlias, Text, case, cast, func
 from sqlalchemy.dialects.postgresql import JSONB
 
 from harnessd.server.asked import MOST_FIELDS, Path
@@ -29,14 +29,23 @@ def pick(column: ColumnElement[Any], paths: Sequence[Path], dialect: str) -> Col
     return cast(func.jsonb_build_array(*found), Text)
 
 
-def number(column: ColumnElement[Any], path: Path, dialect: str) -> ColumnElement[Any]:
-    """Return the number at the path, NULL where there is none."""
+class Numbers(NamedTuple):
+    """The numbers in the statuses of a query: a row for each, with the place of its path among the paths."""
+
+    rows: TableValuedAlias
+    place: ColumnElement[Any]
+    value: ColumnElement[Any]
+    is_number: ColumnElement[bool]
+
+
+def numbers(column: ColumnElement[Any], paths: Sequence[Path], dialect: str) -> Numbers:
+    """Return what to join, each status being parsed once for all of the paths."""
+    found = pick(column, paths, dialect)
     if dialect == "sqlite":
-        where = _sqlite_path(path)
-        is_number = func.json_type(column, where).in_(("integer", "real"))
-        return case((func.json_valid(column), case((is_number, func.json_extract(column, where)))))
-    found = func.jsonb_extract_path(cast(column, JSONB), *map(str, path))
-    return case((func.jsonb_typeof(found) == "number", cast(found, Float)))
+        rows = func.json_each(found).table_valued("key", "value", "type")
+        return Numbers(rows, rows.c.key, rows.c.value, rows.c.type.in_(("integer", "real")))
+    rows = func.jsonb_array_elements(cast(found, JSONB)).table_valued("value", with_ordinality="key").render_derived()
+    return Numbers(rows, rows.c.key - 1, cast(rows.c.value, Float), func.jsonb_typeof(rows.c.value) == "number")
 
 
 def named(names: Sequence[str], array: str | None) -> str:

@@ -450,11 +450,12 @@ def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
     """A run has ended that nobody asked to end."""
     assert isinstance(event, Ended)
     success = event.code == 0
+    up_s = now - _since(job) if event.up_s is None else event.up_s
+    job = replace(job, proven=job.proven or up_s >= rules.start_seconds)
     if rules.restart == "never" or (success and rules.restart == "on-failure"):
         return Step(replace(job, life=Exited() if success else Failed(), failures=0))
-    up_s = now - _since(job) if event.up_s is None else event.up_s
     failures = (0 if up_s >= rules.reset_after_s else job.failures) + 1
-    job = replace(job, failures=failures, proven=job.proven or up_s >= rules.start_seconds)
+    job = replace(job, failures=failures)
     if failures == 1 and up_s >= rules.start_seconds:
         return Step(replace(job, life=Starting(now), restarts=job.restarts + 1), (Spawn(),))
     if failures >= rules.max_failures and not job.proven:

@@ -32,8 +32,8 @@ class Source(NamedTuple):
     id: ColumnElement[Any]
     run: ColumnElement[Any]
     columns: dict[str, ColumnElement[Any]]
-    json: str | None = None  # the column that holds JSON
-    times: tuple[str, ...] = ("at",)
+    json: int | None = None  # the place of the column that holds JSON
+    times: tuple[int, ...] = (0,)
 
 
 _status, _run, _event, _sample = schema.status.c, schema.run.c, schema.event.c, schema.sample.c
@@ -45,7 +45,7 @@ SOURCES: dict[What, Source] = {
         _status.id,
         _status.run_id,
         {"at": _status.at_us, "job": _NAME, "run": _status.run_id, "seq": _status.seq, "status": _status.status},
-        json="status",
+        json=4,
     ),
     "runs": Source(
         schema.run,
@@ -54,7 +54,7 @@ SOURCES: dict[What, Source] = {
         _run.id,
         {"run": _run.id, "job": _NAME, "pid": _run.pid, "started": _run.started_us, "ended": _run.ended_us}
         | {name: _run[name] for name in ("wall_s", "exit_code", "signal", "reason", "cpu_s", "peak_rss_bytes")},
-        times=("started", "ended"),
+        times=(3, 4),
     ),
     "events": Source(
         schema.event,
@@ -63,7 +63,7 @@ SOURCES: dict[What, Source] = {
         _event.run_id,
         {"at": _event.at_us, "id": _event.id, "job": _NAME, "run": _event.run_id}
         | {name: _event[name] for name in ("kind", "actor", "data")},
-        json="data",
+        json=6,
     ),
     "metrics": Source(
         schema.sample,
@@ -97,8 +97,8 @@ def walk(connection: Connection, asked: Asked, limit: int) -> Generator[Found, N
             for row in rows:
                 found += 1
                 after = (row[0], row[1])
-                shown = _shown(source, row[2:], asked.fields)
-                yield after, shown, sum(len(value) for value in shown if type(value) is Json)
+                shown, weight = _shown(source, row[2:], asked.fields)
+                yield after, shown, weight
         limit -= found
         if found < wanted:
             return
@@ -117,7 +117,9 @@ def _query(source: Source, asked: Asked, where: Wheres, limit: int) -> Callable[
         if asked.fields:
             shown["status"] = pick(_status.status, [path for _, path in asked.fields], dialect)
         named = [column.label(f"shown_{name}") for name, column in shown.items()]
-        rows = select(source.time.label("key_1"), source.id.label("key_2"), *named).select_from(_with_job(source, asked.over_all))
+        rows = select(source.time.label("key_1"), source.id.label("key_2"), *named).select_from(
+            _with_job(source, asked.over_all)
+        )
         rows = rows.where(*where)
         if len(asked.kinds) < 2 or asked.run is not None:
             return rows.order_by(*_order(asked, source.time, source.id)).limit(limit)
@@ -214,21 +216,22 @@ def _floor(connection: Connection, asked: Asked, window: Window, after: Key | No
     return [_status.at_us >= max(reaches)] if asked.descending else [_status.at_us <= min(reaches)]
 
 
-def _shown(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Path]] = ()) -> Row:
-    row = []
-    for name, value in zip(source.columns, values, strict=True):
-        if name in source.times and value is not None:
-            row.append(iso(value))
-        elif name != source.json:
-            row.append(value)
-        else:
-            row.append(Json(named([name for name, _ in fields], value) if fields else value))
-    return tuple(row)
+def _shown(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Path]] = ()) -> tuple[Row, int]:
+    """Return the row, and how many bytes of JSON are in it."""
+    row = list(values)
+    for place in source.times:
+        if row[place] is not None:
+            row[place] = iso(row[place])
+    if source.json is None:
+        return tuple(row), 0
+    text = row[source.json]
+    row[source.json] = shown = Json(named([name for name, _ in fields], text) if fields else text)
+    return tuple(row), len(shown)
 
 
 def shown_event(values: Sequence[Any]) -> Row:
     """Return the row of an event that `events_after` has found."""
-    return _shown(SOURCES["events"], values)
+    return _shown(SOURCES["events"], values)[0]
 
 
 def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) -> Select[Any]:
