@@ -24,7 +24,6 @@ SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from harnessd.server.adoption import Plan
     from harnessd.server.configdir import Loaded
@@ -111,11 +110,7 @@ class Daemon:
         places.make_private(state)
         _hold_lock(link, inventory, state, hello["pid"])
         listening = [_listen(link, inventory, settings.http), _listen_locally(link, inventory, state)]
-        journals = places.of_daemon(places.runtime_dir(settings.runtime_dir), state)
-        if settings.journal == "disk":
-            journals = state / "journal"
-        for folder in (journals.parent, journals):
-            places.make_private(folder, traversable=folder != state)
+        journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
         (state / "log").mkdir(exist_ok=True)
         self._logs = Logs(state / "log")
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
@@ -142,18 +137,11 @@ class Daemon:
             self._early.append(record)
 
     def _when_stored(self, then: Callable[[], None]) -> None:
-        """Call it once all that was recorded so far is committed; never, if the server ends before."""
-        from contextlib import suppress
-
-        loop = asyncio.get_running_loop()
-
-        def on_flushed(flushed: Future[None]) -> None:
-            if flushed.exception() is None:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(then)
+        """Call it once all that was recorded so far is committed."""
+        from harnessd.server.archive import when_stored
 
         assert self._store
-        self._store.flush().add_done_callback(on_flushed)
+        when_stored(self._store, then)
 
     def _note(self, kind: str, data: dict[str, Any], job: str | None = None) -> None:
         import time
@@ -268,6 +256,7 @@ class Daemon:
 
         from harnessd.server.bodies import health
         from harnessd.server.history import History
+        from harnessd.server.leftover import store_left_over
         from harnessd.server.reading import Reader
         from harnessd.web.app import guard_policy, make_app
         from harnessd.web.call import Context
@@ -279,7 +268,7 @@ class Daemon:
         store = self._store
         assert store
         reader = Reader(store, self._on_stored)
-        _read_left_over(reader, known, plan, self._on_stored, self._record)
+        store_left_over(reader, known, plan.lost, plan.passed, self._record)
         for passed in plan.passed:
             self._when_stored(partial(link.acknowledge, passed.run))
         await self._recall(supervisor, known)
@@ -434,37 +423,6 @@ def _end_all(supervisor: Supervisor) -> None:
 
     tree.end_all({entry.live.info.mark for entry in supervisor.entries() if entry.live})
     print("harnessd: the keeper was killed; every run has ended with it", file=sys.stderr)
-
-
-def _read_left_over(
-    reader: Any, known: Known, plan: Plan, on_stored: Callable[[int], None], record: Callable[[Record], None]
-) -> None:
-    """Store what runs said that have ended while nobody read it."""
-    import math
-    import time
-
-    from harnessd.server.policy import Ended, Job, reason
-    from harnessd.server.records import RunEnded
-    from harnessd.server.supervisor import run_ended
-    from harnessd.server.tape import Tape
-    from harnessd.states import ExitReason
-
-    now_us = time.time_ns() // 1000
-    for run in plan.lost:
-        record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
-    unfinished = {run.id: run for run in known.runs}
-    passed = [ended for ended in plan.passed if ended.run in unfinished]
-    for ended in passed:
-        record(run_ended(ended, reason(Job(), Ended(ended.code, ended.signal))))
-    for run in (*plan.lost, *known.unread, *(unfinished[ended.run] for ended in passed)):
-        path = Path(run.journal)
-        try:
-            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)
-        except OSError:  # it lay in memory, and the host was restarted
-            on_stored(run.id)
-            continue
-        reader.follow(run.id, tape, path, lambda _: None, math.inf)
-        reader.finish(run.id, lambda: None)
 
 
 def _needs_new_server(old: Settings, new: Settings) -> list[str]:

@@ -32,6 +32,7 @@ from harnessd.keeper.loop import Keeper
 from harnessd.wire import merged
 
 if TYPE_CHECKING:
+    from harnessd.server.archive import ScriptArchive
     from harnessd.server.entry import Entry
     from harnessd.server.link import Link
     from harnessd.server.settings import ScriptSettings
@@ -235,6 +236,7 @@ async def _serve(
 ) -> int:
     from harnessd.server import places
     from harnessd.server.definition import from_script
+    from harnessd.server.leftover import store_left_over
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
     from harnessd.server.supervisor import Folders, Supervisor
@@ -247,16 +249,25 @@ async def _serve(
     http = settings.http
     listening = bind(http.host, http.port)
     link: Link | None = None
-    folder, lock = places.of_script(places.runtime_dir(settings.runtime_dir))
+    runtime = places.runtime_dir(settings.runtime_dir)
+    archive = _archive(settings)
+    if archive and settings.state_dir:
+        folder, lock = places.journals(settings.journal, runtime, settings.state_dir), -1
+    else:
+        folder, lock = places.of_script(runtime)
     try:
         link = Link(control)
         hello = await link.hello()
-        supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record=_forget)
-        reader = Reader(None, on_stored=_forget)
+        record = archive.store.put if archive else _forget
+        supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record)
+        reader = Reader(archive.store if archive else None, on_stored=archive.on_stored if archive else _forget)
+        if archive:
+            store_left_over(reader, archive.known, archive.known.runs, (), record)
         supervisor.read_with(reader)
-        entry = supervisor.add(from_script(settings.name or _name_of(job), settings, args))
-        health = _health(entry, hello["pid"])
-        context = Context(supervisor, health, http.max_body_bytes)
+        definition = from_script(settings.name or _name_of(job), settings, args)
+        entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)
+        health = _health(entry, hello["pid"], archive)
+        context = Context(supervisor, health, http.max_body_bytes, **_past(archive, supervisor))
         server = HttpServer(make_app(context, guard_policy(http)), [listening])
         await server.start()
         _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1])}")
@@ -267,11 +278,14 @@ async def _serve(
             await server.stop()
             reader.close()
     finally:
+        if archive:
+            archive.close()
         if link:
             link.close()
         listening.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 async def _watch(supervisor: Supervisor, entry: Entry, link: Link) -> int:
@@ -308,7 +322,38 @@ def _forget(_: object) -> None:
     """A script alone keeps no history."""
 
 
-def _health(entry: Entry, keeper_pid: int) -> Callable[[], dict[str, Any]]:
+def _archive(settings: ScriptSettings) -> ScriptArchive | None:
+    """Return where the history goes, if the settings say where."""
+    if settings.state_dir is None:
+        if settings.journal == "disk":
+            raise ConfigError(["config: journal: 'disk' needs a state_dir to lie in"])
+        return None
+    from harnessd.server.archive import ScriptArchive
+
+    archive = ScriptArchive(settings.state_dir)
+    archive.trim(settings.history.keep_days, settings.history.keep_rows_per_job)
+    return archive
+
+
+def _past(archive: ScriptArchive | None, supervisor: Supervisor) -> dict[str, Any]:
+    """Return what the routes of the history need."""
+    if archive is None:
+        return {}
+    from functools import partial
+
+    from harnessd.server.archive import when_stored
+    from harnessd.server.history import History
+    from harnessd.web.follow import Followers
+
+    history = History(archive.store)
+    followers = Followers(history, supervisor.record)
+    archive.store.on_committed = followers.committed
+    supervisor.when_stored = partial(when_stored, archive.store)
+    return {"history": history, "followers": followers}
+
+
+def _health(entry: Entry, keeper_pid: int, archive: ScriptArchive | None) -> Callable[[], dict[str, Any]]:
     from harnessd.server.bodies import health
 
-    return health(lambda: [entry], keeper_pid=keeper_pid, server_starts=1, storage=lambda: {"ok": True, "kind": "none"})
+    storage = archive.store.health if archive else lambda: {"ok": True, "kind": "none"}
+    return health(lambda: [entry], keeper_pid=keeper_pid, server_starts=1, storage=storage)

@@ -78,7 +78,7 @@ class ServerProcess:
             self.kill_at = time.monotonic() + _LEAVE_S
 
     def expire(self) -> None:
-        """Let the server, which has closed its end of the socket, end with its own exit code; kill it if it does not."""
+        """Let the server, which has closed its end of the socket, end by itself; kill it if it does not."""
         self.kill_at = min(self.kill_at, time.monotonic() + _LEAVE_S)
 
     def kill_if_due(self) -> None:

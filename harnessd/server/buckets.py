@@ -14,15 +14,17 @@ from harnessd.server.asked import Asked
 from harnessd.server.fields import dumps, numbers, numeric
 from harnessd.server.rows import Json, Row
 from harnessd.server.timespan import LATEST_US, iso
-from harnessd.server.walk import SOURCES, Found, job_id_of, walk, wheres, within_life
+from harnessd.server.walk import SOURCES, Found, job_id_of, walk_job, wheres, within_life
 
 _ROW_WEIGHT = 16  # so a page of buckets is made of about half a million rows
 
 
 def buckets(connection: Connection, asked: Asked) -> Generator[Found, None, None]:
     """Yield a row for each bucket in which there are any: its last row, and figures of the numbers in its rows."""
-    assert asked.every_us
-    width = asked.every_us
+    assert asked.every_us and asked.job
+    width, job_id = asked.every_us, job_id_of(connection, asked.job)
+    if job_id is None:
+        return
     since, until = asked.since_us or 0, asked.until_us or LATEST_US
     while True:
         if asked.after and asked.descending:
@@ -30,24 +32,23 @@ def buckets(connection: Connection, asked: Asked) -> Generator[Found, None, None
         elif asked.after:
             since = max(since, asked.after[0] + width)
         nearest = replace(asked, since_us=since, until_us=until, every_us=None, after=None, limit=1)
-        found = list(walk(connection, nearest, 1))
+        found = list(walk_job(connection, nearest, job_id, 1))
         if not found:
             return
         ((key, last, weight),) = found
         start = key[0] // width * width
         bucket = replace(nearest, since_us=max(since, start), until_us=min(until, start + width), descending=True)
         if not asked.descending:
-            ((_, last, weight),) = walk(connection, bucket, 1)
-        count, figures = _figures(connection, bucket, last)
+            ((_, last, weight),) = walk_job(connection, bucket, job_id, 1)
+        count, figures = _figures(connection, bucket, job_id, last)
         yield (start, 0), (*last, iso(start), count, *figures), weight + count * _ROW_WEIGHT
         asked = replace(asked, after=(start, 0))
 
 
-def _figures(connection: Connection, bucket: Asked, last: Row) -> tuple[int, list[Json]]:
+def _figures(connection: Connection, bucket: Asked, job_id: int, last: Row) -> tuple[int, list[Json]]:
     """Return how many rows there are, and the least, greatest and mean of each number."""
     source, status = SOURCES["history"], schema.status
     paths = bucket.fields or numeric(json.loads(last[-1]))
-    job_id = job_id_of(connection, bucket.job or "")
     window = within_life(connection, bucket, job_id) or (0, 0)
     where = wheres(source, bucket, job_id, window, None)
     count = connection.scalar(select(func.count()).select_from(status).where(*where)) or 0

@@ -46,6 +46,15 @@ def _lies_in_memory(path: Path) -> bool:
     return found in _MEMORY
 
 
+def journals(where: str, runtime: Path, state: Path) -> Path:
+    """Make and return the folder of the journals of whoever holds the state directory: in memory, or on "disk"."""
+    folder = state / "journal" if where == "disk" else of_daemon(runtime, state)
+    if folder.parent != state:
+        make_private(folder.parent, traversable=True)
+    make_private(folder, traversable=True)
+    return folder
+
+
 def of_daemon(runtime: Path, state: Path) -> Path:
     """Return the daemon's own part of the runtime directory: two daemons of one user have two state directories."""
     return runtime / hashlib.blake2s(os.fsencode(state.resolve()), digest_size=8).hexdigest()

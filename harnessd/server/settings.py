@@ -222,7 +222,7 @@ class Storage(Table):
         default="memory", description="where journals lie: memory (runtime_dir) or disk (state_dir)"
     )
     journal_max_bytes: Size = Field(
-        default=64_000_000, ge=4096, description="unread statuses that a run's journal may hold; bytes"
+        default=64_000_000, ge=1_000_000, description="unread statuses that a run's journal may hold; bytes"
     )
     http: Http = Http()
     history: History = History()

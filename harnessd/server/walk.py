@@ -84,8 +84,14 @@ Wheres = list[ColumnElement[bool]]
 def walk(connection: Connection, asked: Asked, limit: int) -> Generator[Found, None, None]:
     """Yield at most so many rows in their order."""
     job_id = None if asked.job is None else job_id_of(connection, asked.job)
+    if asked.job is None or job_id is not None:
+        yield from walk_job(connection, asked, job_id, limit)
+
+
+def walk_job(connection: Connection, asked: Asked, job_id: int | None, limit: int) -> Generator[Found, None, None]:
+    """Do the same for the job of that number, or for all of them."""
     window = within_life(connection, asked, job_id)
-    if window is None or (asked.job is not None and job_id is None):
+    if window is None:
         return
     source, after = _source(asked), asked.after
     while limit > 0:

@@ -39,7 +39,7 @@ def test_a_status_is_one_line(text: str | None, shown: str) -> None:
 
 
 def test_what_a_job_says_cannot_steer_the_terminal() -> None:
-    assert render.value({"a": "\x1b[2J\n\r\u202e"}) == "a=����"
+    assert render.value({"a": "\x1b[2J\n\r\u202e"}) == "a=�[2J���"
     assert "\x1b" not in render.value("\x1b]0;title\x07")
 
 

@@ -70,7 +70,7 @@ def _feed() -> Iterator[Record]:
     for hours, number in ((1, 7), (2, 8)):
         data = {"id": number, "verb": "config", "data": {"limit": hours}, "queued": True}
         yield Event("command", at(hours), "feed", run, actor="token:ops@192.0.2.7:1", data=data)
-    yield Event("read", at(1, seconds=0.25), "feed", run, data={"id": 7, "command": "CONFIG"})
+    yield Event("read", at(1, seconds=0.25), "feed", run, data={"id": 7})
     for minute in range(0, 360, 10):
         yield Sample("feed", run, at(minutes=minute), 12.5 + minute % 20, 50_000_000 + minute, 3, 12)
         yield Sample("etl", run_id(at()), at(minutes=minute), 90.0, 900_000_000, 9, 40)

@@ -566,10 +566,13 @@ class AnySequenceOfEvents(RuleBasedStateMachine):
         return taken
 
     def note_up(self, event: policy.Event) -> None:
-        if self.run and not self.run.ending and self.now - self.run.since >= self.rules.start_seconds - ROUNDING_S:
-            self.maybe_proven = True
-            if isinstance(event, Ended | Due) and self.job.state in (State.STARTING, State.RUNNING, State.PAUSED):
-                self.proven = self.proven or isinstance(event, Ended) or self.job.state is State.STARTING
+        if self.run is None or self.run.ending:
+            return
+        beyond_s = self.now - self.run.since - self.rules.start_seconds
+        self.maybe_proven = self.maybe_proven or beyond_s >= -ROUNDING_S
+        told = isinstance(event, Ended) or (isinstance(event, Due) and self.job.state is State.STARTING)
+        if beyond_s >= ROUNDING_S and told and self.job.state in (State.STARTING, State.RUNNING, State.PAUSED):
+            self.proven = True
 
     def act(self, action: policy.Action, unasked: bool) -> None:
         match action:

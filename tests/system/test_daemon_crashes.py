@@ -85,7 +85,7 @@ def test_the_server_killed_again_and_again_loses_no_job_no_connection_no_exit_an
     chance = random.Random(1)
     with Poller(daemon) as poller:
         for _ in range(KILLS):
-            time.sleep(chance.random() * 0.5)
+            time.sleep(chance.random() * 0.3)
             daemon.wait_new_server(daemon.wait_for(daemon.kill_server, "a server serves"))
             assert {name: job["pid"] for name, job in daemon.jobs().items() if name in pids} == pids
     assert poller.refused == []
@@ -303,11 +303,11 @@ def test_what_a_run_said_before_the_keeper_died_is_not_lost(daemon: Daemon) -> N
     daemon.job("floods", "Floods", args=["20000"], restart="never")
     daemon.start()
     daemon.status("floods")
+    (run,) = daemon.wait_for(lambda: [run for (run,) in daemon.rows("SELECT id FROM run")], "the run is stored")
     server = daemon.server_pid()
     os.kill(server, signal.SIGSTOP)
     _kill_keeper(daemon)
     os.kill(server, signal.SIGKILL)
-    (run,) = [run for (run,) in daemon.rows("SELECT id FROM run")]
     daemon.job("floods", "Idle", autostart=False)
     daemon.start()
     query = "SELECT count(*), count(DISTINCT seq), max(seq), journal_done FROM status JOIN run ON run.id = run_id"

@@ -1,0 +1,56 @@
+"""The store as a server uses it: what was recorded before there was one, what is safe, what lasts from run to run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harnessd.server import places
+from harnessd.server.records import JournalDone, Keep
+from harnessd.server.store import Store
+
+
+def when_stored(store: Store, then: Callable[[], None]) -> None:
+    """Call it in the event loop once all that was put so far is committed; never, if that does not come to pass."""
+    loop = asyncio.get_running_loop()
+
+    def on_flushed(flushed: Future[None]) -> None:
+        if flushed.exception() is None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(then)
+
+    store.flush().add_done_callback(on_flushed)
+
+
+class ScriptArchive:
+    """The history of a script that has a state directory."""
+
+    def __init__(self, state: Path) -> None:
+        """Take the directory for this script alone. Raises AlreadyRunning, HarnessError, StoreError."""
+        places.make_private(state)
+        self._lock = places.lock(state)
+        places.sign_lock(self._lock, os.getpid())
+        self.store = Store.open(state / "harnessd.db")
+        self.known = self.store.load()
+
+    def overrides(self, job: str) -> dict[str, Any]:
+        """Return what CONFIG commands have set when the script ran before."""
+        rows = [row for row in self.known.jobs if row.name == job]
+        return dict(json.loads(rows[0].overrides)) if rows else {}
+
+    def on_stored(self, run: int) -> None:
+        self.store.put(JournalDone(run))
+
+    def trim(self, days: float, rows: int) -> None:
+        self.store.trim(time.time_ns() // 1000, Keep(days, rows))
+
+    def close(self) -> None:
+        self.store.close()
+        os.close(self._lock)

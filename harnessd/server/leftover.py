@@ -1,0 +1,44 @@
+"""Stores what runs said, and that they ended, when no server was there to see it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from harnessd.server.policy import Ended, Job, reason
+from harnessd.server.reading import Reader
+from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
+from harnessd.server.supervisor import run_ended
+from harnessd.server.tape import Tape
+from harnessd.states import ExitReason
+from harnessd.wire import ExitRecord
+
+
+def store_left_over(
+    reader: Reader,
+    known: Loaded,
+    lost: Iterable[RunStarted],
+    passed: Iterable[ExitRecord],
+    record: Callable[[Record], None],
+) -> None:
+    """Read what is left in the journals of runs that ended before: those that the keeper's death has ended (`lost`),
+    those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words."""
+    now_us = time.time_ns() // 1000
+    lost = list(lost)
+    for run in lost:
+        record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
+    unfinished = {run.id: run for run in known.runs}
+    ended = [each for each in passed if each.run in unfinished]
+    for each in ended:
+        record(run_ended(each, reason(Job(), Ended(each.code, each.signal))))
+    for run in (*lost, *known.unread, *(unfinished[each.run] for each in ended)):
+        path = Path(run.journal)
+        try:
+            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)
+        except OSError:  # it lay in memory, and the host was restarted
+            record(JournalDone(run.id))
+            continue
+        reader.follow(run.id, tape, path, lambda _: None, math.inf)
+        reader.finish(run.id, lambda: None)

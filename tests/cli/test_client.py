@@ -1,0 +1,151 @@
+"""How the daemon is reached: its socket, a URL, a token; and what is said when it is not there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+from helpers.command import Command
+from helpers.daemon import Daemon, free_port
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Daemon:
+    return Daemon(tmp_path)
+
+
+def test_the_socket_is_its_owners_alone(daemon: Daemon) -> None:
+    found = (daemon.state / "harnessd.sock").stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    assert found.st_uid == os.geteuid()
+
+
+def test_the_socket_stays_when_the_server_is_replaced(harnessd: Command, daemon: Daemon) -> None:
+    path = daemon.state / "harnessd.sock"
+    before = path.stat().st_ino
+    daemon.wait_new_server(daemon.kill_server())
+    assert path.stat().st_ino == before
+    assert harnessd.done("ps")
+    path.unlink()
+    daemon.wait_new_server(daemon.kill_server())
+    assert harnessd.done("--socket", path, "ps")
+
+
+def test_whoever_asks_by_the_socket_needs_no_token_and_no_known_host(daemon: Daemon) -> None:
+    transport = httpx.HTTPTransport(uds=str(daemon.state / "harnessd.sock"))
+    with httpx.Client(transport=transport) as client:
+        assert client.get("http://any.example/jobs").status_code == 200
+    assert daemon.get("/jobs", full=2).status_code == 400
+
+
+@pytest.mark.parametrize("by", ["--url", "--socket", "--config", "HARNESSD_URL", "HARNESSD_SOCKET", "HARNESSD_CONFIG"])
+def test_the_daemon_is_found_by_each_of_them(alone: Command, daemon: Daemon, by: str) -> None:
+    places = {"URL": daemon.url + "/", "SOCKET": daemon.state / "harnessd.sock", "CONFIG": daemon.config}
+    place = str(places[by.strip("-").removeprefix("HARNESSD_").upper()])
+    found = alone.done(by, place, "ps") if by.startswith("--") else alone.done("ps", **{by: place})
+    assert "feed-a" in found
+
+
+def test_the_daemon_is_found_by_the_config_directory_here(alone: Command, daemon: Daemon) -> None:
+    alone.folder = daemon.folder
+    assert "feed-a" in alone.done("ps")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root's state directory is one for all")
+def test_the_daemon_is_found_in_the_usual_state_directory(alone: Command, daemon: Daemon) -> None:
+    home = alone.folder / "home"
+    home.mkdir()
+    (home / "harnessd").symlink_to(daemon.state)
+    assert "feed-a" in alone.done("ps", XDG_STATE_HOME=str(home))
+
+
+def test_a_state_directory_with_a_long_path_is_reached(tmp_path: Path) -> None:
+    folder = tmp_path / ("long-" * 15) / ("longer-" * 10)
+    folder.mkdir(parents=True)
+    daemon = Daemon(folder)
+    try:
+        daemon.start()
+        assert len(str(daemon.state)) > 108
+        command = Command(tmp_path, HARNESSD_SOCKET=str(daemon.state / "harnessd.sock"))
+        assert command.done("ps")
+        assert daemon.stop() == 0
+        assert not (daemon.state / "harnessd.sock").exists()
+        gone = command("ps")
+        assert gone.returncode == 4
+        assert "there is no such socket" in gone.stderr
+    finally:
+        daemon.close()
+
+
+def test_a_socket_without_a_daemon_is_called_stale_and_replaced_by_the_next(tmp_path: Path, own: Daemon) -> None:
+    own.state.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(own.state / "harnessd.sock"))
+    command = Command(tmp_path, HARNESSD_CONFIG=str(own.config))
+    ran = command("stop", "feed-a")
+    assert (ran.returncode, ran.stdout) == (4, "")
+    lines = ran.stderr.splitlines()
+    assert lines[0] == "harnessd: cannot reach the daemon; tried"
+    assert lines[1].startswith(f"  {own.state}/harnessd.sock: the socket is stale")
+    assert lines[2] == f"  {own.url}: Connection refused"
+    try:
+        own.start()
+        assert command.done("ps")
+    finally:
+        own.close()
+
+
+def test_a_url_where_nobody_listens_is_exit_code_4(alone: Command) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    ran = alone("--url", url, "ps")
+    assert ran.returncode == 4
+    assert url in ran.stderr
+
+
+@pytest.mark.parametrize("url", ["ftp://box", "box:2222", "http://", "http://box:port"])
+def test_a_url_that_is_none_is_exit_code_2(alone: Command, url: str) -> None:
+    ran = alone("ps", HARNESSD_URL=url)
+    assert ran.returncode == 2
+    assert "a URL such as" in ran.stderr
+
+
+def test_something_else_on_the_port_is_no_harnessd(alone: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        from threading import Thread
+
+        def speak() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n<html>")
+
+        thread = Thread(target=speak)
+        thread.start()
+        ran = alone("--url", url, "ps")
+        thread.join()
+    assert ran.returncode == 1
+    assert "is that a harnessd?" in ran.stderr
+
+
+def test_the_token_goes_with_the_url_and_its_absence_is_exit_code_5(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    address = socket.gethostbyname(socket.gethostname())
+    if address.startswith("127."):
+        pytest.skip("this host has no address but the loopback")
+    daemon.settings(http='token = "secret"')
+    text = (daemon.config / "harnessd.toml").read_text().replace('"127.0.0.1"', '"0.0.0.0"')
+    (daemon.config / "harnessd.toml").write_text(text)
+    try:
+        daemon.start()
+        command = Command(tmp_path, HARNESSD_URL=f"http://{address}:{daemon.port}")
+        assert command("ps").returncode == 5
+        assert command("ps", HARNESSD_TOKEN="wrong").returncode == 5
+        assert command.done("ps", HARNESSD_TOKEN="secret")
+    finally:
+        daemon.close()
