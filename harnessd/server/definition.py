@@ -76,6 +76,7 @@ def from_script(name: str, settings: ScriptSettings, args: list[str]) -> Definit
         run_spec=lambda run: _with(run, args=args),
         digest="",
         shown={"name": name, "script": sys.argv[0], "config": settings.config},
+        max_rate=settings.history.max_rate,
     )
 
 

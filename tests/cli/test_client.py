@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -114,38 +117,44 @@ def test_a_url_that_is_none_is_exit_code_2(alone: Command, url: str) -> None:
     assert "a URL such as" in ran.stderr
 
 
-def test_something_else_on_the_port_is_no_harnessd(alone: Command) -> None:
+@contextmanager
+def answering(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Give the URL of something that answers so once, and what it was asked."""
+    asked: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        from threading import Thread
 
         def speak() -> None:
             peer, _ = server.accept()
             with peer:
-                peer.recv(4096)
-                peer.sendall(b"HTTP/1.0 200 OK\r\n\r\n<html>")
+                asked.append(peer.recv(65536))
+                peer.sendall(answer)
 
         thread = Thread(target=speak)
         thread.start()
-        ran = alone("--url", url, "ps")
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", asked
         thread.join()
+
+
+def test_something_else_on_the_port_is_no_harnessd(alone: Command) -> None:
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n<html>") as (url, _):
+        ran = alone("--url", url, "ps")
     assert ran.returncode == 1
     assert "is that a harnessd?" in ran.stderr
 
 
-def test_the_token_goes_with_the_url_and_its_absence_is_exit_code_5(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path)
-    address = socket.gethostbyname(socket.gethostname())
-    if address.startswith("127."):
-        pytest.skip("this host has no address but the loopback")
-    daemon.settings(http='token = "secret"')
-    text = (daemon.config / "harnessd.toml").read_text().replace('"127.0.0.1"', '"0.0.0.0"')
-    (daemon.config / "harnessd.toml").write_text(text)
-    try:
-        daemon.start()
-        command = Command(tmp_path, HARNESSD_URL=f"http://{address}:{daemon.port}")
-        assert command("ps").returncode == 5
-        assert command("ps", HARNESSD_TOKEN="wrong").returncode == 5
-        assert command.done("ps", HARNESSD_TOKEN="secret")
-    finally:
-        daemon.close()
+@pytest.mark.parametrize("status", [401, 403])
+def test_whoever_may_not_is_told_with_exit_code_5(alone: Command, status: int) -> None:
+    body = b'{"kind": "unauthorized", "detail": "cannot serve this request: it needs a token"}'
+    with answering(b"HTTP/1.0 %d No\r\n\r\n%s" % (status, body)) as (url, asked):
+        ran = alone("stop", "feed-a", HARNESSD_URL=url, HARNESSD_TOKEN="secret")
+    assert (ran.returncode, ran.stderr) == (5, "harnessd: cannot serve this request: it needs a token\n")
+    assert asked[0].startswith(b"POST /jobs/feed-a/stop HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer secret\r\n" in asked[0]
+
+
+def test_a_verb_that_breaks_off_is_not_sent_again(alone: Command) -> None:
+    with answering(b"") as (url, asked):
+        ran = alone("--url", url, "stop", "feed-a")
+    assert ran.returncode == 4
+    assert "may have been done all the same" in ran.stderr
+    assert len(asked) == 1

@@ -16,7 +16,15 @@ def test_an_age_has_at_most_two_units(seconds: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(None, "-"), (0, "0B"), (1023, "1023B"), (1536, "1.5K"), (200 << 20, "200M"), (3 << 30, "3.0G"), (5 << 40, "5.0T")],
+    [
+        (None, "-"),
+        (0, "0B"),
+        (1023, "1023B"),
+        (1536, "1.5K"),
+        (200 << 20, "200M"),
+        (3 << 30, "3.0G"),
+        (5 << 40, "5.0T"),
+    ],
 )
 def test_a_size_has_a_binary_unit(count: int | None, text: str) -> None:
     assert render.size(count) == text
@@ -44,7 +52,9 @@ def test_what_a_job_says_cannot_steer_the_terminal() -> None:
 
 
 def test_a_plain_table_has_columns_and_nothing_at_the_ends_of_its_lines() -> None:
-    grid = Grid(("NAME", "N", "LAST"), [[Cell("a", "red"), Cell("10"), Cell("")], [Cell("long"), Cell("5"), Cell("x")]], ("N",))
+    grid = Grid(
+        ("NAME", "N", "LAST"), [[Cell("a", "red"), Cell("10"), Cell("")], [Cell("long"), Cell("5"), Cell("x")]], ("N",)
+    )
     assert grid.plain() == "NAME   N  LAST\na     10\nlong   5  x\n"
 
 
