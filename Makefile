@@ -22,7 +22,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable . hypothesis mypy pytest pytest-timeout ruff types-psutil
+		--editable ".[postgresql]" hypothesis mypy pytest pytest-timeout ruff types-psutil
 	touch $(READY)
 
 clean:

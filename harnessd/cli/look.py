@@ -12,14 +12,12 @@ import typer
 from harnessd.cli import render
 from harnessd.cli.choose import choose
 from harnessd.cli.client import Answer, Client, reach
+from harnessd.cli.listing import ask, grid, listed
 from harnessd.cli.options import LOOK, All, Every, Json, Names, NamesOrAll, Tag
 from harnessd.cli.outcome import Code, Failure, code_of, worst
-from harnessd.cli.render import NOTHING, Cell, Grid
+from harnessd.cli.render import NOTHING
 
 look = typer.Typer()
-
-TITLES = ("NAME", "STATE", "PID", "UPTIME", "CPU%", "RSS", "RESTARTS", "STATUS-AGE", "STATUS")
-RIGHT = ("PID", "UPTIME", "CPU%", "RSS", "RESTARTS", "STATUS-AGE")
 
 
 @look.command(rich_help_panel=LOOK)
@@ -51,48 +49,12 @@ def ps(
 
 def _list(client: Client, names: list[str] | None, tag: str | None, state: str | None, as_json: bool) -> None:
     if as_json and not names:
-        render.as_it_is(_ask(client, tag, state).body)
+        render.as_it_is(ask(client, tag, state).body)
     elif as_json:
         jobs = listed(client, names, tag, state)
         typer.echo(json.dumps({"jobs": jobs}, separators=(",", ":")))
     else:
         render.show(grid(listed(client, names, tag, state)))
-
-
-def _ask(client: Client, tag: str | None, state: str | None) -> Answer:
-    return client.get("/jobs", {"full": 1, "tag": tag, "state": state})
-
-
-def listed(
-    client: Client, names: Sequence[str] | None = None, tag: str | None = None, state: str | None = None
-) -> list[dict[str, Any]]:
-    """Return the lines of the jobs. Raises Failure when a name is none."""
-    jobs: list[dict[str, Any]] = _ask(client, tag, state).data["jobs"]
-    if not names:
-        return jobs
-    wanted = choose(client, names, tag).names
-    for name in set(wanted) - {job["name"] for job in jobs}:
-        client.get("/jobs/" + name)  # says that there is none, and which is near; or it is in another state
-    return [job for job in jobs if job["name"] in wanted]
-
-
-def grid(jobs: Iterable[dict[str, Any]]) -> Grid:
-    """Return the table of the jobs."""
-    return Grid(TITLES, [_row(job) for job in jobs], RIGHT)
-
-
-def _row(job: dict[str, Any]) -> list[Cell]:
-    return [
-        Cell(job["name"]),
-        render.state(job["state"], job["last_exit"]),
-        Cell(str(job["pid"] or NOTHING)),
-        Cell(render.age(job["uptime_s"])),
-        Cell(NOTHING if job["cpu_percent"] is None else f"{job['cpu_percent']:.1f}"),
-        Cell(render.size(job["rss_bytes"])),
-        Cell(str(job["restarts"])),
-        Cell(render.age(job["status_age_s"])),
-        Cell(render.status_short(job["status_text"])),
-    ]
 
 
 @look.command(rich_help_panel=LOOK)

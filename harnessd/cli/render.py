@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ STATE_STYLES = {
     "stopped": "dim",
 }
 NOTHING = "-"
+_GAP = 2  # between two columns
 
 
 class Cell(NamedTuple):
@@ -53,7 +55,7 @@ class Grid(NamedTuple):
                 text.rjust(width) if title in self.right else text.ljust(width)
                 for title, text, width in zip(self.titles, texts, self.widths, strict=True)
             )
-            lines.append("  ".join(padded).rstrip() + "\n")
+            lines.append((" " * _GAP).join(padded).rstrip() + "\n")
         return "".join(lines)
 
     def rich(self) -> Table:
@@ -61,11 +63,13 @@ class Grid(NamedTuple):
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for title, width in zip(self.titles, self.widths, strict=True):
             table.add_column(title, no_wrap=True, min_width=width, justify="right" if title in self.right else "left")
-        table.columns[-1].min_width = None
-        table.columns[-1].overflow = "ellipsis"
+        last, taken = table.columns[-1], sum(width + _GAP for width in self.widths[:-1])
+        last.min_width = None
+        last.max_width = max(len(self.titles[-1]), shutil.get_terminal_size().columns - taken)
+        last.overflow = "ellipsis"
         for row in self.rows:
             table.add_row(*(Text(cell.text, cell.style) for cell in row))
         return table

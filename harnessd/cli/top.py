@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from harnessd.cli.client import Client
-from harnessd.cli.look import grid, listed
+from harnessd.cli.listing import grid, listed
 from harnessd.cli.outcome import Failure
 from harnessd.cli.render import age
 

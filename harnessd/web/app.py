@@ -15,6 +15,7 @@ from harnessd.web import fleet, history, jobs, logs
 from harnessd.web.call import Call, Context
 from harnessd.web.guard import Guard, GuardPolicy, Token
 from harnessd.web.problem import response_for
+from harnessd.web.refusals import Refusals
 
 Handler = Callable[[Call], Awaitable[Response]]
 
@@ -122,4 +123,4 @@ def guard_policy(http: Http) -> GuardPolicy:
 
 def make_app(context: Context, policy: GuardPolicy) -> ASGIApp:
     """Return the application behind its guard."""
-    return Guard(App(context), policy)
+    return Guard(App(context), policy, Refusals(context.supervisor.record))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -86,6 +86,13 @@ def reads(method: str, path: str) -> bool:
     return parts[-1] in READING or (len(parts) == 2 and parts[0] == "jobs") or path == "/"
 
 
+OnRefused = Callable[[str, str, Refused], None]
+
+
+def _ignore(peer: str, path: str, error: Refused) -> None:
+    pass
+
+
 class Guard:
     """ASGI middleware: refuses what the policy refuses, and puts who asks into `scope["state"]["actor"]`.
 
@@ -93,9 +100,11 @@ class Guard:
     host or a token that can never match.
     """
 
-    def __init__(self, app: ASGIApp, policy: GuardPolicy) -> None:
+    def __init__(self, app: ASGIApp, policy: GuardPolicy, on_refused: OnRefused = _ignore) -> None:
+        """`on_refused` is told the peer, the path and the refusal of who may not get in (401, 403)."""
         self._app = app
         self._policy = policy
+        self._on_refused = on_refused
         self._allowed = frozenset(_allowed_hosts(policy.allowed_hosts))
         self._tokens = [(token.name, _usable_secret(token)) for token in policy.tokens]
 
@@ -107,6 +116,8 @@ class Guard:
             try:
                 actor = self._admit(scope)
             except (Refused, HTTPException) as error:
+                if isinstance(error, Unauthorized | Forbidden):
+                    self._on_refused((scope.get("client") or ("",))[0], scope["path"], error)
                 response = response_for(error)
                 response.headers["connection"] = "close"  # whatever body follows is not read
                 await response(scope, receive, send)

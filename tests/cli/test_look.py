@@ -7,7 +7,7 @@ import json
 from helpers.command import Command
 from helpers.daemon import Daemon
 
-from harnessd.cli.look import TITLES
+from harnessd.cli.listing import TITLES
 
 
 def names(table: str) -> list[str]:

@@ -26,9 +26,9 @@ def test_history_shows_the_stored_statuses(harnessd: Command, daemon: Daemon) ->
 
 def test_rows_as_csv_ndjson_and_json_are_the_daemons(harnessd: Command, daemon: Daemon) -> None:
     query = {"limit": 2, "order": "asc"}
-    for format in ("csv", "ndjson"):
-        expected = daemon.get("/jobs/feed-a/history", format=format, **query).text
-        assert harnessd.done("history", "feed-a", "--format", format, "-n", 2, "--order", "asc") == expected
+    for wanted in ("csv", "ndjson"):
+        expected = daemon.get("/jobs/feed-a/history", format=wanted, **query).text
+        assert harnessd.done("history", "feed-a", "--format", wanted, "-n", 2, "--order", "asc") == expected
     page = daemon.get("/jobs/feed-a/runs").json()
     assert [row["run"] for row in json.loads(harnessd.done("runs", "feed-a", "--json"))["rows"]] == [
         row["run"] for row in page["rows"]

@@ -83,7 +83,7 @@ def test_nothing_said_means_the_usual_state_directory_then_the_usual_port(monkey
 @pytest.mark.parametrize("text", ["state_dir = ", "\x00"])
 def test_settings_that_cannot_be_read_are_named(elsewhere: Path, text: str) -> None:
     config(elsewhere / "etc", text)
-    with pytest.raises(Failure, match="etc/harnessd.toml") as failure:
+    with pytest.raises(Failure, match=r"etc/harnessd\.toml") as failure:
         addresses(Given(config=Path("etc")), {})
     assert failure.value.code is Code.USAGE
 

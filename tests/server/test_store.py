@@ -53,6 +53,7 @@ def test_what_was_put_is_loaded_by_the_next_store(store: Store, open_store: Open
         jobs=(job,),
         runs=(run_started(journal_offset=333, journal_lines=3),),
         unread=(unread,),
+        ended=frozenset((RUN + 1, RUN + 2)),
         last_run=RUN + 2,
         last_event=1,
     )

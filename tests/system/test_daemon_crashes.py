@@ -92,8 +92,7 @@ def test_the_server_killed_again_and_again_loses_no_job_no_connection_no_exit_an
     assert poller.answers > 0
     assert daemon.health()["server_starts"] == KILLS + 1
     for index, name in enumerate(steady):
-        status = daemon.status(name)
-        assert status["config"] == {"a": index, "b": 0}
+        daemon.wait_status(name, pid=pids[name], config={"a": index, "b": 0})
         assert daemon.get(f"/jobs/{name}/config").json()["effective"] == {"a": index, "b": 0}
         assert daemon.jobs()[name]["restarts"] == 0
     daemon.get("/jobs/all/kill")
@@ -104,7 +103,8 @@ def test_the_server_killed_again_and_again_loses_no_job_no_connection_no_exit_an
         rows = daemon.rows(f"{query} AND signal IS NULL ORDER BY run.id", name)
         assert len(noted) > 3
         assert Counter(pid for pid, _, _ in rows) == Counter(noted)
-        assert {(code, reason) for pid, code, reason in rows} == {(pid % 100 + 1, "crashed") for pid in noted}
+        assert {code for _, code, _ in rows} == {pid % 100 + 1 for pid in noted}
+        assert {reason for _, _, reason in rows} <= {"crashed", "killed"}  # the last may end just as it is killed
 
 
 def test_commands_that_were_not_read_are_read_after_the_server_died(daemon: Daemon) -> None:
@@ -126,8 +126,8 @@ def test_states_and_wants_survive_the_server(daemon: Daemon) -> None:
         daemon.job(name, "Deaf" if name == "stopping" else "Idle")
     daemon.job("frozen", ["sleep", "3600"])
     daemon.job("exited", "Ends", args=["0", "0.2"])
-    daemon.job("failed", "Ends", args=["1", "0"], max_failures=1)
-    daemon.job("backoff", "Ends", args=["1", "0"], backoff={"first_s": 3600, "max_s": 3600})
+    daemon.job("failed", "Ends", args=["1", "0"], max_failures=1, start_seconds=60)
+    daemon.job("backoff", "Ends", args=["1", "0"], backoff={"first_s": 3600, "max_s": 3600}, start_seconds=60)
     daemon.start()
     daemon.wait_all("running", ["runs", "paused", "stopped", "killed", "stopping", "frozen"])
     assert daemon.get("/jobs/paused/pause", wait=30).status_code == 200
@@ -179,7 +179,7 @@ def test_an_exit_that_no_server_saw_is_recorded_with_its_true_time(daemon: Daemo
     assert (hb["last_exit"]["code"], hb["last_exit"]["reason"]) == (7, "crashed")
     query = "SELECT ended_us FROM run WHERE ended_us NOTNULL"
     ((ended_us,),) = daemon.wait_for(lambda: daemon.rows(query), "it is recorded")
-    assert ended_us / 1e6 <= at
+    assert ended_us / 1e6 <= at + 0.2  # the keeper and this test have looked one after the other
 
 
 def test_sigusr2_replaces_the_server_and_nothing_else(daemon: Daemon) -> None:
@@ -276,7 +276,7 @@ def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(daemon
     assert any(is_alive(pid) for pid in escaped)
     daemon.start()
     assert not any(is_alive(pid) for pid in escaped)
-    assert daemon.status("forks")["pids"] != escaped
+    daemon.wait_for(lambda: daemon.status("forks")["pids"] != escaped, "a new run reports")
 
 
 def test_wants_are_decided_by_autostart_after_a_cold_start(daemon: Daemon) -> None:

@@ -278,7 +278,7 @@ def _starting(daemon: Daemon) -> None:
 
 
 def _backoff(daemon: Daemon) -> None:
-    daemon.job("job", "Ends", args=["1", "0"], backoff={"first_s": 3600, "max_s": 3600})
+    daemon.job("job", "Ends", args=["1", "0"], start_seconds=60, backoff={"first_s": 3600, "max_s": 3600})
     daemon.start()
     daemon.wait_state("job", "backoff")
 

@@ -269,7 +269,7 @@ def test_a_removed_job_that_comes_back_while_it_is_stopping_runs_again(daemon: D
 
 
 def test_a_changed_file_of_a_failed_job_starts_it_afresh(daemon: Daemon) -> None:
-    daemon.job("idle", "helpers_that_are_nowhere:Idle", max_failures=1)
+    daemon.job("idle", "helpers_that_are_nowhere:Idle", max_failures=1, start_seconds=60)
     daemon.start()
     daemon.wait_state("idle", "failed")
     daemon.job("idle", "Idle", max_failures=1)

@@ -54,7 +54,7 @@ def test_jobs_that_crash_in_a_loop_disturb_no_other_and_leave_nothing(daemon: Da
     quick = statistics.median(_hb_ms(daemon.kept, 50))
     assert quick < 1000  # some milliseconds; a loop that is held up takes seconds
     daemon.wait_for(lambda: restarts() >= begun + STARTS, "a thousand starts")
-    assert daemon.jobs(state="backoff")
+    daemon.wait_for(lambda: daemon.jobs(state="backoff"), "backoff is seen")
     for name in ("backoff", "starting"):
         assert {job["want"] for job in daemon.jobs(state=name).values()} <= {"up"}
     assert daemon.hb("healthy")["pid"] == pid

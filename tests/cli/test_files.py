@@ -1,0 +1,66 @@
+"""serve, reload, check, schema, version: the daemon and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from helpers.command import Command
+from helpers.daemon import Daemon
+
+from harnessd import __version__
+
+VERBS = (
+    "start",
+    "stop",
+    "pause",
+    "resume",
+    "restart",
+    "kill",
+    "config",
+    "history",
+    "runs",
+    "events",
+    "logs",
+    "metrics",
+)
+
+
+def test_version_and_schema_need_no_daemon(alone: Command) -> None:
+    assert alone.done("version") == f"harnessd {__version__}\n"
+    assert json.loads(alone.done("schema")).keys() == {"harnessd.toml", "jobs/NAME.toml"}
+
+
+def test_check_says_all_that_is_wrong(alone: Command, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.job("good", "Idle")
+    assert alone.done("check", daemon.config) == f"{daemon.config}: 1 jobs, no problems\n"
+    daemon.write("bad", "entrypiont = 'x:y'\n")
+    ran = alone("check", daemon.config)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "did you mean 'entrypoint'?" in ran.stderr
+    daemon.close()
+
+
+def test_reload_tells_what_has_changed_and_what_is_refused(harnessd: Command, daemon: Daemon) -> None:
+    daemon.job("new", "Idle", autostart=False)
+    assert harnessd.done("reload") == "added: new\nunchanged: 4\n"
+    path = daemon.write("new", "[", ".json")
+    ran = harnessd("reload")
+    assert (ran.returncode, ran.stdout) == (1, "unchanged: 4\n")
+    assert "new.json" in ran.stderr
+    path.unlink()
+    assert json.loads(harnessd.done("reload", "--json"))["removed"] == ["new"]
+
+
+def test_serve_wants_a_directory_and_has_its_help(alone: Command) -> None:
+    assert alone("serve").returncode == 2
+    assert "Run every job of a config directory" in alone.done("serve", "--help")
+
+
+def test_help_names_every_verb(alone: Command) -> None:
+    shown = alone.done("--help")
+    for verb in ("serve", "check", "schema", "ps", "hb", "status", "top", "reload", "version", "run", "db", *VERBS):
+        assert f"│ {verb} " in shown
+    assert "Exit codes: 0 done, 1 failed, 2 usage, 3 no such job" in shown
+    assert alone().returncode == 2
