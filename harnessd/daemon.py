@@ -20,6 +20,7 @@ from harnessd.keeper.respawn import ServerProcess
 from harnessd.keeper.spawn import set_title
 
 _TRIM_S = 600.0
+_APPLIED = frozenset({"default_job", "history", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Daemon:
         self._store: Store | None = None
         self._gone: dict[str, JobSpec] = {}  # jobs whose files went while no server was there
         self._leave = asyncio.Event()
+        self._reloading = asyncio.Lock()
 
     async def run(self, control: socket.socket) -> None:
         """Adopt what is there, start what is wanted, serve until told to leave or until the keeper is gone."""
@@ -293,7 +295,7 @@ class Daemon:
         await self._until_told(link)
         ticking.cancel()
         trimming.cancel()
-        if link.lost.is_set():
+        if link.lost.is_set() and await _is_gone(hello["pid"]):
             _end_all(supervisor)
         context.stopping.set()
         await server.stop()
@@ -353,10 +355,12 @@ class Daemon:
         from harnessd.server import configdir, lastgood
         from harnessd.server.reload import reload
 
-        loaded = await asyncio.to_thread(configdir.load, self._config_dir)
-        settings = loaded.settings or self._settings
-        answer = reload(self._supervisor, loaded, settings)
+        async with self._reloading:
+            loaded = await asyncio.to_thread(configdir.load, self._config_dir)
+            settings = loaded.settings or self._settings
+            answer = reload(self._supervisor, loaded, settings)
         answer["restart_needed"] = _needs_new_server(self._settings, settings)
+        self._settings = self._settings.model_copy(update={key: getattr(settings, key) for key in _APPLIED})
         self._supervisor.default_job = settings.default_job
         self._link.preload(settings.preload)
         kept = {entry.name: entry.definition.spec for entry in self._supervisor.entries() if entry.definition.spec}
@@ -417,6 +421,14 @@ def _end_lost(plan: Plan) -> None:
     tree.end_all({run.mark for run in plan.lost})
 
 
+async def _is_gone(keeper_pid: int) -> bool:
+    """Return whether the keeper is dead. One that has only closed the connection starts another server."""
+    deadline = asyncio.get_running_loop().time() + 1.0
+    while os.getppid() == keeper_pid and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)  # a process closes its files before its children get another parent
+    return os.getppid() != keeper_pid
+
+
 def _end_all(supervisor: Supervisor) -> None:
     """The keeper was killed: its runs died with it, and what they had started must not stay."""
     from harnessd import tree
@@ -427,8 +439,7 @@ def _end_all(supervisor: Supervisor) -> None:
 
 def _needs_new_server(old: Settings, new: Settings) -> list[str]:
     """Return the settings that have changed and are in force only after a restart of the server (SIGUSR2)."""
-    applied = {"default_job", "history", "preload"}
-    return [key for key in type(new).model_fields if key not in applied and getattr(old, key) != getattr(new, key)]
+    return [key for key in type(new).model_fields if key not in _APPLIED and getattr(old, key) != getattr(new, key)]
 
 
 def _spawn_reload(reload: Callable[[], Any]) -> None:

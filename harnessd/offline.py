@@ -11,8 +11,9 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from harnessd.errors import ConfigError, StoreError
-from harnessd.server import configdir, migrations, places, schema
+from harnessd.server import configdir, migrations, places
 from harnessd.server.database import Database
+from harnessd.server.desired import HEAD
 
 
 def problems(config_dir: Path) -> tuple[list[str], int]:
@@ -32,7 +33,7 @@ def schemas() -> str:
 def current(config_dir: Path) -> str:
     """Return the schema's revision in the database, and the one of this code."""
     with _database(config_dir) as database, database.readers.connect() as connection:
-        return f"{migrations.current(connection) or 'none'} (this harnessd: {schema.HEAD})"
+        return f"{migrations.current(connection) or 'none'} (this harnessd: {HEAD})"
 
 
 def upgrade(config_dir: Path) -> str:
@@ -40,7 +41,7 @@ def upgrade(config_dir: Path) -> str:
     with _database(config_dir) as database, database.connect() as connection:
         with connection.begin():
             migrations.upgrade(connection)
-        return f"the schema is at {schema.HEAD}"
+        return f"the schema is at {HEAD}"
 
 
 def damage(config_dir: Path) -> list[str]:

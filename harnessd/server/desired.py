@@ -10,9 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from harnessd.errors import NewerSchema
 from harnessd.server.records import JobRow, Loaded, RunStarted
 
 BUSY_MS = 1000
+HEAD = "0001"  # the revision of this code's tables
 
 Execute = Callable[[str], Iterable[Sequence[Any]]]
 
@@ -65,7 +67,17 @@ def _load(path: Path, how: str) -> Loaded:
     uri = f"{path.absolute().as_uri()}?{how}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_MS / 1000, isolation_level=None)) as connection:
         connection.execute("BEGIN")
+        refuse_newer(connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()[0])
         return read(connection.execute)
+
+
+def refuse_newer(version: str | None) -> None:
+    """Raise NewerSchema for the revision of a later harnessd, of whose tables this one knows nothing."""
+    if version is not None and version > HEAD:
+        raise NewerSchema(
+            f"cannot use the database: its schema {version} is newer than this harnessd knows ({HEAD}); "
+            "run the later harnessd, or restore a backup"
+        )
 
 
 def _job(row: Sequence[Any]) -> JobRow:

@@ -112,18 +112,18 @@ class Logs:
                 self._logs[path] = Log(Path(path))
             return self._logs[path]
 
-    async def begin(self, job: str, run: int, merge: bool) -> tuple[str, str]:
-        """Note where the output of a run begins that is about to start. Return its files for stdout and stderr."""
-        paths = [self.path(job, stream, merge) for stream in _streams(merge)]
-        await self.in_thread(self._begin, paths, run)
-        return paths[0], "" if merge else paths[1]
+    def begin(self, job: str, run: int, merge: bool) -> tuple[str, str]:
+        """Note where the output of a run begins that is about to start. Return its files for stdout and stderr.
 
-    def _begin(self, paths: list[str], run: int) -> None:
+        Some small writes, done here and now: a thread's answer would wait until what loads at a start-up is loaded.
+        """
+        paths = [self.path(job, stream, merge) for stream in _streams(merge)]
         for path in paths:
             try:
                 Runs(self.log(path)).begin(run)
             except OSError as error:  # the run matters more than where its output begins
                 _log.error("cannot note where the output of run %s begins in %s: %s", run, path, error)
+        return paths[0], "" if merge else paths[1]
 
     async def in_thread(self, read: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what the function returns, called in a thread for readers."""

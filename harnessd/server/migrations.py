@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect
 
-from harnessd.errors import NewerSchema, StoreError
+from harnessd.errors import StoreError
 from harnessd.server import schema
+from harnessd.server.desired import HEAD, refuse_newer
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -17,18 +18,14 @@ if TYPE_CHECKING:
 def upgrade(connection: Connection) -> None:
     """Make or migrate the tables, inside the caller's transaction. Raise NewerSchema or StoreError."""
     version = current(connection)
-    if version == schema.HEAD:
+    if version == HEAD:
         return
     if version is None:
         if tables := inspect(connection).get_table_names():
             raise StoreError(f"cannot use the database: it has the tables {', '.join(tables[:5])} of something else")
         schema.create_all(connection)
         return
-    if version > schema.HEAD:
-        raise NewerSchema(
-            f"cannot use the database: its schema {version} is newer than this harnessd knows ({schema.HEAD}); "
-            "run the later harnessd, or restore a backup"
-        )
+    refuse_newer(version)
     from alembic import command
 
     command.upgrade(config(connection), "head")

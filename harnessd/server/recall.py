@@ -19,7 +19,9 @@ FROM job JOIN status ON status.id = (
 ) WHERE job.removed_us IS NULL
 """
 _EXITS = """
-SELECT job.name, run.id, run.exit_code, run.signal, run.reason, run.ended_us
+SELECT job.name, run.id, run.exit_code, run.signal, run.reason, run.ended_us, (
+    SELECT e.data FROM event e WHERE e.run_id = run.id AND e.kind = 'error' ORDER BY e.at_us DESC LIMIT 1
+)
 FROM job JOIN run ON run.id = (
     SELECT max(r.id) FROM run r WHERE r.job_id = job.id AND r.ended_us IS NOT NULL
 ) WHERE job.removed_us IS NULL
@@ -35,8 +37,8 @@ def recall(connection: Connection, since_us: int) -> Recalled:
     found = Recalled()
     for name, run, seq, at_us, status in connection.execute(text(_STATUSES)):
         found.statuses[name] = Line(run, seq, at_us, "status", status)
-    for name, run, code, signal, reason, ended_us in connection.execute(text(_EXITS)):
-        found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6)
+    for name, run, code, signal, reason, ended_us, error in connection.execute(text(_EXITS)):
+        found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6, error)
     for name, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
         _note(found.unread.setdefault(name, {}), kind, json.loads(data))
     return found

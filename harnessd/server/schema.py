@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "0001"  # the revision that the tables below are at; a later one in a database is refused
+from harnessd.server.desired import HEAD
 
 metadata = MetaData(
     naming_convention={

@@ -356,7 +356,7 @@ class Supervisor:
         definition, run = entry.definition, self.next_id()
         output, errors = "", ""
         if self.logs and definition.spec:
-            output, errors = await self.logs.begin(entry.name, run, definition.spec.log.merge)
+            output, errors = self.logs.begin(entry.name, run, definition.spec.log.merge)
         blank = RunSpec(
             run=run,
             job=entry.name,

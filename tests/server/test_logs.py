@@ -240,8 +240,8 @@ def test_begin_names_the_files_and_notes_the_offsets(tmp_path: Path) -> None:
     async def begun() -> None:
         logs = Logs(tmp_path)
         (tmp_path / "etl.err").write_bytes(b"old")
-        assert await logs.begin("etl", 5, merge=False) == (str(tmp_path / "etl.log"), str(tmp_path / "etl.err"))
-        assert await logs.begin("etl", 6, merge=True) == (str(tmp_path / "etl.log"), "")
+        assert logs.begin("etl", 5, merge=False) == (str(tmp_path / "etl.log"), str(tmp_path / "etl.err"))
+        assert logs.begin("etl", 6, merge=True) == (str(tmp_path / "etl.log"), "")
         assert Runs(logs.log(str(tmp_path / "etl.err"))).range_of(5) == (3, None)
         assert Runs(logs.log(str(tmp_path / "etl.log"))).range_of(5) == (0, 0)
         await logs.close()
@@ -252,7 +252,7 @@ def test_begin_names_the_files_and_notes_the_offsets(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_stops_no_run(tmp_path: Path) -> None:
     async def begun() -> None:
         logs = Logs(tmp_path / "gone")
-        assert (await logs.begin("etl", 5, merge=True))[0] == str(tmp_path / "gone" / "etl.log")
+        assert logs.begin("etl", 5, merge=True)[0] == str(tmp_path / "gone" / "etl.log")
         await logs.close()
 
     asyncio.run(begun())

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from alembic import command
 from harnessd.errors import NewerSchema, StoreError
 from harnessd.server import migrations, schema
+from harnessd.server.desired import HEAD
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def objects(connection: Connection) -> list[tuple[str, str, str]]:
 
 def test_head_is_the_last_migration(connection: Connection) -> None:
     scripts = ScriptDirectory.from_config(migrations.config(connection))
-    assert scripts.get_heads() == [schema.HEAD]
+    assert scripts.get_heads() == [HEAD]
     revisions = [script.revision for script in scripts.walk_revisions()]
     assert revisions == sorted(revisions, reverse=True), "a later schema is known by its greater name"
 
@@ -69,7 +70,7 @@ def describe(connection: Connection, table: str) -> list[object]:
 def test_every_old_schema_is_upgraded(connection: Connection, version: str) -> None:
     command.upgrade(migrations.config(connection), version)
     migrations.upgrade(connection)
-    assert migrations.current(connection) == schema.HEAD
+    assert migrations.current(connection) == HEAD
     assert compare_metadata(MigrationContext.configure(connection), schema.metadata) == []
 
 
@@ -83,7 +84,7 @@ def test_migrations_go_back_to_nothing(connection: Connection) -> None:
 def test_a_newer_schema_is_refused_and_both_versions_are_named(connection: Connection) -> None:
     migrations.upgrade(connection)
     connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(NewerSchema, match=rf"9999 is newer.*{schema.HEAD}"):
+    with pytest.raises(NewerSchema, match=rf"9999 is newer.*{HEAD}"):
         migrations.upgrade(connection)
 
 

@@ -173,7 +173,7 @@ def test_stderr_with_stdout_is_the_same_log(tmp_path: Path) -> None:
 def test_a_run_has_its_own_part(tmp_path: Path) -> None:
     async def read(site: Site, client: httpx.AsyncClient) -> None:
         for run in (1, 2, 3):
-            await site.outputs.begin("etl", run, merge=True)
+            site.outputs.begin("etl", run, merge=True)
             site.append(b"run %d\n" % run * 2000)
             site.rotate()
         for run in (1, 2, 3):
@@ -277,7 +277,7 @@ def test_followers_get_every_byte_through_rotations(tmp_path: Path) -> None:
 def test_a_follower_of_a_run_that_is_over_gets_its_end(tmp_path: Path) -> None:
     async def follow(site: Site, client: httpx.AsyncClient) -> None:
         for run in (1, 2):
-            await site.outputs.begin("etl", run, merge=True)
+            site.outputs.begin("etl", run, merge=True)
             site.append(b"run %d\n" % run)
         for run in (1, 2):
             assert (await client.get("/logs", params={"follow": 1, "run": run})).content == b"run %d\n" % run

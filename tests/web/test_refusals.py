@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from harnessd.web.refusals import A_SECOND, Refusals
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(refusals.time, "time_ns", lambda: 10**18)
-    yield []
+    return []
 
 
 def test_a_refused_login_is_recorded_with_its_peer(recorded: list[Any]) -> None:
