@@ -281,7 +281,7 @@ class Daemon:
         history = History(store)
         followers = Followers(history, self._record)
         store.on_committed = followers.committed
-        context = Context(supervisor, told, http.max_body_bytes, self._reload, history, followers)
+        context = Context(supervisor, told, http.max_body_bytes, lambda: store.error, self._reload, history, followers)
         server = HttpServer(make_app(context, guard_policy(http)), listening)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)

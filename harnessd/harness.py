@@ -102,9 +102,9 @@ def _take_option(argv: list[str]) -> dict[str, Any]:
         if name not in _OPTIONS:
             index += 1
             continue
-        if not equals and index + 1 == len(argv):
+        text = value if equals else "".join(argv[index + 1 : index + 2])
+        if not text:
             _stop(f"{name} needs a file or inline JSON")
-        text = value if equals else argv[index + 1]
         del argv[index : index + (1 if equals else 2)]
         given = merged(given, _read_option(name, text))
     return given
@@ -349,7 +349,7 @@ def _past(archive: ScriptArchive | None, supervisor: Supervisor) -> dict[str, An
     followers = Followers(history, supervisor.record)
     archive.store.on_committed = followers.committed
     supervisor.when_stored = partial(when_stored, archive.store)
-    return {"history": history, "followers": followers}
+    return {"history": history, "followers": followers, "storage_error": lambda: archive.store.error}
 
 
 def _health(entry: Entry, keeper_pid: int, archive: ScriptArchive | None) -> Callable[[], dict[str, Any]]:

@@ -3,7 +3,8 @@
 The page is a memfd of 64-bit counters. The run counts its polls there; one memory write, no call, no lock. The file's
 own offset, which nobody reads or writes through, serves as the journal's sequence: `lseek(fd, 1, SEEK_CUR)` is an
 atomic fetch-and-add between all threads and forked children that share the descriptor, and the kernel does it without
-anyone who could be stopped while holding a lock.
+anyone who could be stopped while holding a lock. Newer kernels (6.18 for one) make it atomic only for what was
+opened by a path (FMODE_ATOMIC_POS in file_seek_cur_needs_f_lock), so the memfd is.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ _BYTES = mmap.PAGESIZE
 
 def create() -> int:
     """Return the descriptor of a fresh page."""
-    fd = os.memfd_create("harnessd-pulse", os.MFD_CLOEXEC)
-    os.ftruncate(fd, _BYTES)
-    return fd
+    nameless = os.memfd_create("harnessd-pulse", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(nameless, _BYTES)
+        return os.open(f"/proc/self/fd/{nameless}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(nameless)
 
 
 def attach(fd: int) -> memoryview:

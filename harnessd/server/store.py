@@ -158,6 +158,11 @@ class Store:
             with self._wake:
                 self._add(error)
 
+    @property
+    def error(self) -> str | None:
+        """Why nothing can be stored now."""
+        return self._health.error
+
     def health(self) -> dict[str, object]:
         """Return whether storage works (`ok`, `error`, `since_us`), what waits, and figures of the commits."""
         with self._wake:

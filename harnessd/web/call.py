@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 RESERVED = frozenset(("wait", "grace", "tag", "state"))  # query parameters that are no data of a command
 
 
+def _sound() -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Context:
     """What all requests share."""
@@ -32,6 +36,7 @@ class Context:
     supervisor: Supervisor
     health: Callable[[], dict[str, Any]]
     max_body_bytes: int
+    storage_error: Callable[[], str | None] = _sound  # why nothing can be stored now
     reload: Callable[[], Awaitable[dict[str, Any]]] | None = None
     history: History | None = None
     followers: Followers | None = None

@@ -12,6 +12,7 @@ from harnessd.web.call import Call, answer
 
 async def hb(call: Call) -> Response:
     body = bodies.heartbeat(call.entry)
+    body["storage"] = call.context.storage_error() or "ok"
     return answer(body, 200 if body["alive"] else 503)
 
 

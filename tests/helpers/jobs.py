@@ -197,3 +197,28 @@ def _readable(path: str) -> bool:
         return True
     except OSError:
         return False
+
+
+class Counts(Cradle):
+    """Says 1, 2, 3, ... without a pause worth the name, and STOP ends it; the last number goes into a file."""
+
+    def run(self, *args: str) -> int:
+        number = 0
+        while self.get_msg() is None:
+            number += 1
+            while not self.set_status({"number": number}):
+                time.sleep(0.01)
+            time.sleep(0.0005)
+        with open(args[0], "w") as file:
+            file.write(str(number))
+        return 0
+
+
+class Imports(Cradle):
+    """Says whether a module was there before it was imported."""
+
+    def run(self, *args: str) -> int:
+        self.set_status({"pid": os.getpid(), "preloaded": args[0] in sys.modules, "parent": os.getppid()})
+        while self.get_msg(timeout=None)["cmd"] != Command.STOP:  # type: ignore[index]
+            pass
+        return 0

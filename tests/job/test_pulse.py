@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 
 from harnessd.job import pulse
 
@@ -34,3 +35,24 @@ def test_descriptor_of_the_page_is_not_inherited_by_what_is_executed() -> None:
     fd = pulse.create()
     assert not os.get_inheritable(fd)
     os.close(fd)
+
+
+def test_no_two_processes_are_given_the_same_number() -> None:
+    fd = pulse.create()
+    pipes = [os.pipe() for _ in range(4)]
+    children = []
+    for _, end in pipes:
+        pid = os.fork()
+        if pid == 0:
+            os.write(end, array("H", [pulse.next_number(fd) for _ in range(10_000)]).tobytes())
+            os._exit(0)
+        children.append(pid)
+        os.close(end)
+    numbers: list[int] = []
+    for end, _ in pipes:
+        with open(end, "rb") as file:
+            numbers += array("H", file.read())
+    for pid in children:
+        os.waitpid(pid, 0)
+    os.close(fd)
+    assert sorted(numbers) == list(range(1, 40_001))

@@ -125,7 +125,8 @@ def test_option_is_laid_over_the_code_and_hidden_from_the_job(start: Start, tmp_
 BAD = {
     "file": (["-x", "/no/such/file"], "cannot read -x '/no/such/file': No such file or directory"),
     "directory": (["-x", "/"], "cannot read -x '/': Is a directory"),
-    "nothing": (["-x", ""], "cannot read -x"),
+    "nothing": (["-x", ""], "-x needs a file or inline JSON"),
+    "nothing behind =": (["-x="], "-x needs a file or inline JSON"),
     "JSON": (["-x", '{"a": '], "cannot read -x '{\"a\": ': Expecting value"),
     "no object": (["--harness-config=/dev/null"], "cannot read --harness-config '/dev/null': Expecting value"),
     "no value": (["a", "-x"], "-x needs a file or inline JSON"),

@@ -1,0 +1,102 @@
+"""Libraries that are imported once, in a process beside the keeper."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from helpers.daemon import Daemon, children
+from helpers.waiting import until
+
+LIBRARY = "xml.dom.minidom"  # of the standard library, and not among what the keeper loads
+
+
+def preloading(daemon: Daemon, *modules: str) -> None:
+    daemon.settings(f"preload = {list(modules)!r}")
+
+
+def zygotes(daemon: Daemon) -> list[int]:
+    """Return the children of the keeper that are neither the server nor a run."""
+    others = {daemon.server_pid(), *(job["pid"] for job in daemon.jobs().values())}
+    return [pid for pid in children(daemon.keeper_pid) if pid not in others]
+
+
+def test_a_run_finds_what_is_preloaded_and_is_the_keepers_child(daemon: Daemon) -> None:
+    preloading(daemon, LIBRARY)
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start()
+    status = daemon.status("one")
+    assert status["preloaded"]
+    assert status["parent"] == daemon.keeper_pid
+    assert daemon.hb("one")["pid"] == status["pid"]
+    old = status["pid"]
+    daemon.get("/jobs/one/restart")
+    daemon.wait_for(lambda: daemon.status("one")["pid"] != old, "the next run")
+    assert daemon.status("one")["preloaded"]
+
+
+def test_without_preload_nothing_is(daemon: Daemon) -> None:
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start()
+    assert not daemon.status("one")["preloaded"]
+
+
+def test_a_preload_that_fails_is_reported_and_the_jobs_are_forked_without(daemon: Daemon) -> None:
+    preloading(daemon, "there_is_no_such_library")
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start()
+    assert not daemon.status("one")["preloaded"]
+    assert "cannot preload 'there_is_no_such_library'" in daemon.log
+    until(lambda: daemon.rows("SELECT 1 FROM event WHERE kind = 'preload-failed'"), "the event")
+    assert zygotes(daemon) == []
+
+
+def test_a_preload_that_leaves_a_thread_is_reported(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "threading_library.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    )
+    preloading(daemon, "threading_library")
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start(PYTHONPATH=str(tmp_path))
+    assert not daemon.status("one")["preloaded"]
+    assert "left threads running" in daemon.log
+
+
+def test_reload_takes_up_a_changed_preload_and_touches_no_run(daemon: Daemon) -> None:
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.job("two", "Imports", args=[LIBRARY])
+    daemon.start()
+    old = daemon.status("one")["pid"]
+    preloading(daemon, LIBRARY)
+    daemon.reload()
+    assert daemon.hb("one")["pid"] == old
+    second = daemon.status("two")["pid"]
+    daemon.get("/jobs/two/restart")
+    daemon.wait_for(lambda: daemon.status("two")["pid"] != second, "the next run")
+    assert daemon.status("two")["preloaded"]
+    assert daemon.hb("one")["pid"] == old
+
+
+def test_when_the_zygote_dies_its_runs_live_on_and_others_are_forked_plainly(daemon: Daemon) -> None:
+    preloading(daemon, LIBRARY)
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start()
+    old = daemon.status("one")["pid"]
+    (zygote,) = zygotes(daemon)
+    os.kill(zygote, signal.SIGKILL)
+    daemon.wait_for(lambda: "has died" in daemon.log, "the report")
+    assert daemon.hb("one")["pid"] == old
+    daemon.get("/jobs/one/restart")
+    daemon.wait_for(lambda: daemon.status("one")["pid"] != old, "the next run")
+    assert not daemon.status("one")["preloaded"]
+
+
+def test_no_run_outlives_the_keeper_that_was_forked_from_the_zygote(daemon: Daemon) -> None:
+    preloading(daemon, LIBRARY)
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start()
+    daemon.status("one")
+    os.kill(daemon.keeper_pid, signal.SIGKILL)
+    daemon.wait()
+    until(lambda: not daemon.left(), "everything to be gone")
