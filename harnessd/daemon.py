@@ -101,6 +101,7 @@ class Daemon:
 
     async def _run(self, link: Link) -> None:
         from harnessd.server import places
+        from harnessd.server.leftover import with_unstored
         from harnessd.server.logs import Logs
         from harnessd.server.supervisor import Folders, Supervisor
 
@@ -121,7 +122,8 @@ class Daemon:
         link.on_ending = supervisor.shut_down
         link.on_preload_failed = self._on_preload_failed
         link.preload(settings.preload)
-        known = self._known(state)
+        held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
+        known = with_unstored(self._known(state), journals, held)
         plan = self._start_jobs(supervisor, inventory, known, cold=hello["server_starts"] == 1)
         for run in plan.strays:
             os.close(run.mailbox)

@@ -236,7 +236,7 @@ async def _serve(
 ) -> int:
     from harnessd.server import places
     from harnessd.server.definition import from_script
-    from harnessd.server.leftover import store_left_over
+    from harnessd.server.leftover import store_left_over, with_unstored
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
     from harnessd.server.supervisor import Folders, Supervisor
@@ -262,7 +262,10 @@ async def _serve(
         supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record)
         reader = Reader(archive.store if archive else None, on_stored=archive.on_stored if archive else _forget)
         if archive:
-            store_left_over(reader, archive.known, archive.known.runs, (), record)
+            known = with_unstored(archive.known, folder, ())
+            tree.end_all({run.mark for run in known.runs})
+            store_left_over(reader, known, known.runs, (), record)
+            supervisor.seen_id(known.last_run)
         supervisor.read_with(reader)
         definition = from_script(settings.name or _name_of(job), settings, args)
         entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)

@@ -32,7 +32,7 @@ class Exit:
     signal: int | None
     reason: ExitReason
     at: float  # epoch seconds
-    error: str | None = None  # what the job said of it, as JSON text or plain
+    error: str | None = None  # what the job said of it, as JSON if it is no text
 
     @property
     def in_words(self) -> str:

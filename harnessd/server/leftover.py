@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from harnessd.server.places import journals_in
 from harnessd.server.policy import Ended, Job, reason
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
@@ -14,6 +16,20 @@ from harnessd.server.supervisor import run_ended
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
 from harnessd.wire import ExitRecord
+
+
+def with_unstored(known: Loaded, folder: Path, held: Iterable[int]) -> Loaded:
+    """Return what is known, and besides the runs of which there is a journal and nothing else: whoever started them
+    died before it was stored. `held` are those that the keeper has."""
+    if known.error:  # what it holds is not known now, and will be when it can be read
+        return known
+    seen = {run.id for run in (*known.runs, *known.unread)} | known.ended | set(held)
+    found = [
+        RunStarted(run, job, 0, 0, mark, "", run * 1000, str(path))  # a run's id is its time in milliseconds
+        for run, mark, job, path in journals_in(folder)
+        if run not in seen
+    ]
+    return replace(known, runs=(*known.runs, *found), last_run=max([known.last_run, *(run.id for run in found)]))
 
 
 def store_left_over(
@@ -28,6 +44,7 @@ def store_left_over(
     now_us = time.time_ns() // 1000
     lost = list(lost)
     for run in lost:
+        record(run)
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.run in unfinished]

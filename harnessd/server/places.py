@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from harnessd.errors import AlreadyRunning, HarnessError
@@ -53,6 +55,25 @@ def journals(where: str, runtime: Path, state: Path) -> Path:
         make_private(folder.parent, traversable=True)
     make_private(folder, traversable=True)
     return folder
+
+
+def journal_name(run: int, mark: int, job: str) -> str:
+    """Return the name of a run's journal: it says whose it is, should nothing else have been stored of the run."""
+    return f"{run}.{mark:x}.{job}.jsonl"
+
+
+def journal_of(folder: Path, run: int) -> Path:
+    """Return the run's journal in the folder."""
+    return next(folder.glob(f"{run}.*.jsonl"), folder / f"{run}.jsonl")
+
+
+def journals_in(folder: Path) -> Iterator[tuple[int, int, str, Path]]:
+    """Yield the run, the mark and the job of each journal in the folder, and its path."""
+    for path in folder.glob("*.jsonl"):
+        run, _, rest = path.name.removesuffix(".jsonl").partition(".")
+        mark, _, job = rest.partition(".")
+        with suppress(ValueError):  # a file of somebody else's making
+            yield int(run), int(mark, 16), job, path
 
 
 def of_daemon(runtime: Path, state: Path) -> Path:

@@ -8,6 +8,7 @@ database with the store's own thread.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import signal
@@ -23,7 +24,6 @@ from harnessd.errors import (
     AmbiguousJob,
     BadData,
     KeeperLost,
-    MailboxClosed,
     MailboxFull,
     NoSuchJob,
     NotRead,
@@ -39,6 +39,7 @@ from harnessd.server.definition import Definition
 from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
 from harnessd.server.host import Host, LiveRun
 from harnessd.server.nearest import did_you_mean
+from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
 from harnessd.server.records import Event, Record, RunEnded, RunStarted, Sample
 from harnessd.server.tape import Line, Tape
@@ -186,7 +187,9 @@ class Supervisor:
 
         Raises WrongState, MailboxFull, MailboxClosed, TooLarge, and NotRead when the time is over.
         """
-        receipt, unread = self._command(entry, event, data, actor)
+        return await self._finished(entry, *self._command(entry, event, data, actor), wait_s)
+
+    async def _finished(self, entry: Entry, receipt: Receipt, unread: Unread | None, wait_s: float | None) -> Receipt:
         await self._settle()
         if wait_s is None:
             return receipt
@@ -218,21 +221,17 @@ class Supervisor:
             raise BadData(
                 f"cannot configure {entry.name!r}: an object is wanted, as in {{'key': value}}", job=entry.name
             )
-        before = entry.overrides
-        entry.overrides = merged(before, data)
-        try:
-            return await self.ask(entry, policy.ConfigAsked(), data=data, actor=actor, wait_s=wait_s)
-        except (WrongState, MailboxFull, MailboxClosed, TooLarge):
-            entry.overrides = before
-            raise
-        finally:
-            self._put_job(entry)
+        told = self._command(entry, policy.ConfigAsked(), data, actor)
+        entry.overrides = merged(entry.overrides, data)
+        self._put_job(entry)
+        return await self._finished(entry, *told, wait_s)
 
-    def clear_config(self, entry: Entry, *, actor: str = "") -> None:
+    async def clear_config(self, entry: Entry, *, actor: str = "") -> None:
         """Forget the overrides; a live run goes on with what it has."""
         entry.overrides = {}
         self._note(entry, "config-cleared", actor, {})
         self._put_job(entry)
+        await self._settle()
 
     async def kill(self, entry: Entry, *, grace_s: float | None, actor: str = "", wait: bool = True) -> Exit | None:
         """End the run's whole tree. Return how it ended once nothing is left of it; None when not waited for."""
@@ -247,6 +246,7 @@ class Supervisor:
             return None
         if entry.live or entry.spawning:
             await asyncio.shield(ended)
+        await self._settle()
         return entry.last_exit
 
     async def _wait_read(self, entry: Entry, unread: Unread | None, verb: str, wait_s: float) -> None:
@@ -361,13 +361,14 @@ class Supervisor:
             run=run,
             job=entry.name,
             mark=tree.new_mark(),
-            journal=str(self._folders.journals / f"{run}.jsonl"),
+            journal="",
             journal_max_bytes=self._folders.journal_max_bytes,
             output=output,
             errors=errors,
             config=merged(definition.config, entry.overrides),
             kill_grace=definition.kill_grace_s,
         )
+        blank = replace(blank, journal=str(self._folders.journals / journal_name(run, blank.mark, entry.name)))
         self._by_run[run] = entry
         try:
             live = await self._host.spawn(definition.run_spec(blank))
@@ -442,7 +443,7 @@ class Supervisor:
             pid=record.pid,
             start_ticks=0,
             started_at=record.at - record.wall_s,
-            journal=str(self._folders.journals / f"{record.run}.jsonl"),
+            journal=str(journal_of(self._folders.journals, record.run)),
             ending=True,
             mailbox=-1,
             page=memoryview(bytearray(16)).cast("Q"),
@@ -494,7 +495,8 @@ class Supervisor:
             elif line.kind == "ack":
                 self._on_ack(entry, live, line)
             elif line.kind == "error":
-                live.error = line.text
+                said = json.loads(line.text)
+                live.error = said if isinstance(said, str) else line.text
 
     def _on_ack(self, entry: Entry, live: Live, line: Line) -> None:
         unread = live.unread.pop(int(line.text), None) if line.text.isdecimal() else None

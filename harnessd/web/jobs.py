@@ -55,7 +55,7 @@ async def show_config(call: Call) -> Response:
 
 
 async def clear_config(call: Call) -> Response:
-    call.supervisor.clear_config(call.entry, actor=call.actor)
+    await call.supervisor.clear_config(call.entry, actor=call.actor)
     return answer(bodies.config(call.entry))
 
 

@@ -122,7 +122,8 @@ def test_command_has_no_descriptor_of_the_harness_but_its_mailbox(keeper: Rig) -
 
 def test_command_has_the_signals_as_a_shell_gives_them(keeper: Rig) -> None:
     _, run = keeper.run(command=["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"])
-    assert {line.split()[1] for line in run.out.splitlines()} == {"0" * 16}
+    ordinary = (1 << 31) - 1  # above are glibc's own, which posix_spawn(3), say in make, leaves ignored
+    assert [int(line.split()[1], 16) & ordinary for line in run.out.splitlines()] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_every_key_is_taken() -> None:
         default_job = "vol-target"
         database = "postgresql+psycopg://u:p@db/x"
         journal = "disk"
-        journal_max_bytes = "64KiB"
+        journal_max_bytes = "2MiB"
         sample_seconds = 2
         http = {host = "::", port = 0, allowed_hosts = ["box.example"], token = "s3cret", max_body_bytes = "1.5 MB"}
         history = {keep_days = 1.5, keep_rows_per_job = 10, max_rate = 5}
@@ -62,7 +62,7 @@ def test_every_key_is_taken() -> None:
     parsed = Settings.parse(tomllib.loads(text), "harnessd.toml", text, folder=Path("/etc/harnessd"))
     assert parsed.state_dir == Path("/etc/state")
     assert parsed.runtime_dir == Path("/run/x")
-    assert parsed.journal_max_bytes == 65536
+    assert parsed.journal_max_bytes == 2 << 20
     assert parsed.http.max_body_bytes == 1_500_000
     assert parsed.http.token is not None
     assert parsed.http.token.get_secret_value() == "s3cret"
@@ -72,7 +72,14 @@ def test_every_key_is_taken() -> None:
 
 @pytest.mark.parametrize(
     ("size", "size_bytes"),
-    [(5000, 5000), ("5000", 5000), ("10MB", 10_000_000), ("10 mb", 10_000_000), ("64KiB", 65536), ("2G", 2 * 10**9)],
+    [
+        (5 * 10**6, 5 * 10**6),
+        ("5000000", 5 * 10**6),
+        ("10MB", 10**7),
+        ("10 mb", 10**7),
+        ("2048KiB", 2 << 20),
+        ("2G", 2 * 10**9),
+    ],
 )
 def test_a_size_is_a_number_or_a_number_with_a_unit(size: int | str, size_bytes: int) -> None:
     assert Settings.parse({"journal_max_bytes": size}, "x").journal_max_bytes == size_bytes
@@ -106,7 +113,7 @@ def test_a_size_is_a_number_or_a_number_with_a_unit(size: int | str, size_bytes:
             "journal_max_bytes = '5 apples'",
             """journal_max_bytes (line 1): must be a size in bytes, such as 65536, "10MB" or "64KiB", not '5 apples'""",
         ),
-        ("journal_max_bytes = 5", "journal_max_bytes (line 1): must be at least 4096, not 5"),
+        ("journal_max_bytes = 5", "journal_max_bytes (line 1): must be at least 1000000, not 5"),
         ("journal_max_bytes = 1.5e6", "journal_max_bytes (line 1): must be a whole number, not 1500000.0"),
         ("preload = 'numpy'", "preload (line 1): must be a list, not 'numpy'"),
         ("preload = ['a', 'b c']", """preload[1] (line 1): must name modules, such as "numpy", not 'b c'"""),
