@@ -38,7 +38,8 @@ def recall(connection: Connection, since_us: int) -> Recalled:
     for name, run, seq, at_us, status in connection.execute(text(_STATUSES)):
         found.statuses[name] = Line(run, seq, at_us, "status", status)
     for name, run, code, signal, reason, ended_us, error in connection.execute(text(_EXITS)):
-        found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6, error)
+        why = str(json.loads(error)["text"]) if error else None
+        found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6, why)
     for name, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
         _note(found.unread.setdefault(name, {}), kind, json.loads(data))
     return found
