@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from harnessd.server.host import Inventory
     from harnessd.server.jobspec import JobSpec
     from harnessd.server.link import Link
+    from harnessd.server.reading import Reader
     from harnessd.server.records import Loaded as Known
     from harnessd.server.records import Record
     from harnessd.server.settings import Http, Settings
     from harnessd.server.store import Store
     from harnessd.server.supervisor import Supervisor
+    from harnessd.web.call import Context
 
 
 _STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
@@ -132,7 +134,8 @@ class Daemon:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
         await asyncio.sleep(0)  # has the runs asked for before the rest is loaded
-        await self._serve(link, hello, listening, supervisor, plan, known, state)
+        self._link, self._hello, self._supervisor = link, hello, supervisor
+        await self._serve(listening, plan, known, state)
 
     def _record(self, record: Record) -> None:
         if self._store:
@@ -245,68 +248,73 @@ class Daemon:
 
     # serving
 
-    async def _serve(
-        self,
-        link: Link,
-        hello: dict[str, Any],
-        listening: list[socket.socket],
-        supervisor: Supervisor,
-        plan: Plan,
-        known: Known,
-        state: Path,
-    ) -> None:
+    async def _serve(self, listening: list[socket.socket], plan: Plan, known: Known, state: Path) -> None:
         import signal
-        from functools import partial
 
-        from harnessd.server.bodies import health
-        from harnessd.server.history import History
-        from harnessd.server.leftover import store_left_over
-        from harnessd.server.reading import Reader
         from harnessd.web.app import guard_policy, make_app
-        from harnessd.web.call import Context
-        from harnessd.web.follow import Followers
         from harnessd.web.serving import HttpServer
 
-        http = self._settings.http
         self._open_store(state)
-        store = self._store
-        assert store
+        assert self._store
+        reader = await self._begin_reading(self._store, plan, known)
+        context = self._context(self._store)
+        server = HttpServer(make_app(context, guard_policy(self._settings.http)), listening)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        self._link.on_reload = lambda: _spawn_reload(self._reload)
+        await server.start()
+        self._link.ready()
+        _say_serving(self._settings.http.host, listening[0], len(self._loaded.jobs))
+        chores = [
+            loop.create_task(_tick(self._supervisor, self._settings.sample_seconds)),
+            loop.create_task(self._trim()),
+        ]
+        await self._until_told(self._link)
+        for chore in chores:
+            chore.cancel()
+        if self._link.lost.is_set() and await _is_gone(self._hello["pid"]):
+            _end_all(self._supervisor)
+        context.stopping.set()
+        await server.stop()
+        if context.history:
+            context.history.close()
+        reader.close()
+        if self._supervisor.ending:  # the keeper still holds the lock
+            (state / SOCKET_NAME).unlink(missing_ok=True)
+        await self._logs.close()
+        await asyncio.to_thread(self._store.close)
+
+    async def _begin_reading(self, store: Store, plan: Plan, known: Known) -> Reader:
+        """Follow the journals, those that were left behind first."""
+        from functools import partial
+
+        from harnessd.server.leftover import store_left_over
+        from harnessd.server.reading import Reader
+
         reader = Reader(store, self._on_stored)
         store_left_over(reader, known, plan.lost, plan.passed, self._record)
         for passed in plan.passed:
-            self._when_stored(partial(link.acknowledge, passed.run))
-        await self._recall(supervisor, known)
-        supervisor.read_with(reader)
-        told = health(
-            supervisor.entries, keeper_pid=hello["pid"], server_starts=hello["server_starts"], storage=store.health
-        )
+            self._when_stored(partial(self._link.acknowledge, passed.run))
+        await self._recall(self._supervisor, known)
+        self._supervisor.read_with(reader)
+        return reader
+
+    def _context(self, store: Store) -> Context:
+        """Return what the requests share."""
+        from harnessd.server.bodies import health
+        from harnessd.server.history import History
+        from harnessd.web.call import Context
+        from harnessd.web.follow import Followers
+
         history = History(store)
         followers = Followers(history, self._record)
         store.on_committed = followers.committed
-        context = Context(supervisor, told, http.max_body_bytes, lambda: store.error, self._reload, history, followers)
-        server = HttpServer(make_app(context, guard_policy(http)), listening)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._leave.set)
-        link.on_reload = lambda: _spawn_reload(self._reload)
-        self._supervisor, self._link = supervisor, link
-        await server.start()
-        link.ready()
-        _say_serving(http.host, listening[0], len(self._loaded.jobs))
-        ticking = loop.create_task(_tick(supervisor, self._settings.sample_seconds))
-        trimming = loop.create_task(self._trim())
-        await self._until_told(link)
-        ticking.cancel()
-        trimming.cancel()
-        if link.lost.is_set() and await _is_gone(hello["pid"]):
-            _end_all(supervisor)
-        context.stopping.set()
-        await server.stop()
-        history.close()
-        reader.close()
-        if supervisor.ending:  # the keeper still holds the lock
-            (state / SOCKET_NAME).unlink(missing_ok=True)
-        await self._logs.close()
-        await asyncio.to_thread(store.close)
+        supervisor, hello = self._supervisor, self._hello
+        told = health(
+            supervisor.entries, keeper_pid=hello["pid"], server_starts=hello["server_starts"], storage=store.health
+        )
+        limit = self._settings.http.max_body_bytes
+        return Context(supervisor, told, limit, lambda: store.error, self._reload, history, followers)
 
     def _on_stored(self, run: int) -> None:
         from harnessd.server.records import JournalDone

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harnessd.server.archive import ScriptArchive
     from harnessd.server.entry import Entry
     from harnessd.server.link import Link
+    from harnessd.server.reading import Reader
     from harnessd.server.settings import ScriptSettings
     from harnessd.server.supervisor import Supervisor
 
@@ -234,9 +235,7 @@ def _quiet_parent() -> Any:
 async def _serve(
     job: Cradle, config: Mapping[str, Any], given: Mapping[str, Any], args: list[str], control: socket.socket
 ) -> int:
-    from harnessd.server import places
     from harnessd.server.definition import from_script
-    from harnessd.server.leftover import store_left_over, with_unstored
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
     from harnessd.server.supervisor import Folders, Supervisor
@@ -249,12 +248,8 @@ async def _serve(
     http = settings.http
     listening = bind(http.host, http.port)
     link: Link | None = None
-    runtime = places.runtime_dir(settings.runtime_dir)
     archive = _archive(settings)
-    if archive and settings.state_dir:
-        folder, lock = places.journals(settings.journal, runtime, settings.state_dir), -1
-    else:
-        folder, lock = places.of_script(runtime)
+    folder, lock = _journals(settings)
     try:
         link = Link(control)
         hello = await link.hello()
@@ -262,10 +257,7 @@ async def _serve(
         supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record)
         reader = Reader(archive.store if archive else None, on_stored=archive.on_stored if archive else _forget)
         if archive:
-            known = with_unstored(archive.known, folder, ())
-            tree.end_all({run.mark for run in known.runs})
-            store_left_over(reader, known, known.runs, (), record)
-            supervisor.seen_id(known.last_run)
+            _store_left_over(archive, folder, reader, supervisor)
         supervisor.read_with(reader)
         definition = from_script(settings.name or _name_of(job), settings, args)
         entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)
@@ -336,6 +328,26 @@ def _archive(settings: ScriptSettings) -> ScriptArchive | None:
     archive = ScriptArchive(settings.state_dir)
     archive.trim(settings.history.keep_days, settings.history.keep_rows_per_job)
     return archive
+
+
+def _journals(settings: ScriptSettings) -> tuple[Path, int]:
+    """Return the folder of the journals and the lock on it: -1 in place of one where the state directory is locked."""
+    from harnessd.server import places
+
+    runtime = places.runtime_dir(settings.runtime_dir)
+    if settings.state_dir:
+        return places.journals(settings.journal, runtime, settings.state_dir), -1
+    return places.of_script(runtime)
+
+
+def _store_left_over(archive: ScriptArchive, folder: Path, reader: Reader, supervisor: Supervisor) -> None:
+    """End and store what a script that was killed has left."""
+    from harnessd.server.leftover import store_left_over, with_unstored
+
+    known = with_unstored(archive.known, folder, ())
+    tree.end_all({run.mark for run in known.runs})
+    store_left_over(reader, known, known.runs, (), supervisor.record)
+    supervisor.seen_id(known.last_run)
 
 
 def _past(archive: ScriptArchive | None, supervisor: Supervisor) -> dict[str, Any]:
