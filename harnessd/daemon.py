@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +115,10 @@ class Daemon:
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
         _hold_lock(link, inventory, state, hello["pid"])
-        listening = [_listen(link, inventory, settings.http), _listen_locally(link, inventory, state)]
+        listening = [_listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
-        (state / "log").mkdir(exist_ok=True)
+        with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
+            (state / "log").mkdir(exist_ok=True)
         self._logs = Logs(state / "log")
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
         supervisor.default_job = settings.default_job
@@ -280,7 +282,8 @@ class Daemon:
             context.history.close()
         reader.close()
         if self._supervisor.ending:  # the keeper still holds the lock
-            (state / SOCKET_NAME).unlink(missing_ok=True)
+            with suppress(OSError):
+                (state / SOCKET_NAME).unlink()
         await self._logs.close()
         await asyncio.to_thread(self._store.close)
 
@@ -410,18 +413,28 @@ def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
     return listening
 
 
-def _listen_locally(link: Link, inventory: Inventory, state: Path) -> socket.socket:
-    """Return the socket of the state directory, whose owner gets in without a token: the one that the keeper holds."""
+def _listen_locally(link: Link, inventory: Inventory, state: Path) -> list[socket.socket]:
+    """Return the socket of the state directory, whose owner gets in without a token: the one that the keeper holds.
+
+    None, if the directory cannot be written: then there is the other one.
+    """
+    import logging
+
+    from harnessd.errors import CannotListen
     from harnessd.web.listening import bind_unix
 
     path = state / SOCKET_NAME
     name = f"socket {path}"
     held = inventory.stored.get(name)
     if held and path.is_socket():
-        return socket.socket(fileno=held[0])
-    listening = bind_unix(path)
+        return [socket.socket(fileno=held[0])]
+    try:
+        listening = bind_unix(path)
+    except CannotListen as error:
+        logging.getLogger(__name__).error("%s", error)
+        return []
     link.store(name, [listening.fileno()])
-    return listening
+    return [listening]
 
 
 def _end_lost(plan: Plan) -> None:

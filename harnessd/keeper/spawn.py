@@ -91,7 +91,7 @@ def prepare(spec: RunSpec) -> Prepared:
         opened += (ours.detach(), theirs.detach())
         opened.append(pulse.create())
         opened.append(_open_to_append(spec.journal, spec))
-        opened += [_open_to_append(path, spec) for path in (spec.output, spec.errors) if path]
+        opened += [_open_output(path, spec) for path in (spec.output, spec.errors) if path]
     except OSError as error:
         for fd in opened:
             os.close(fd)
@@ -116,6 +116,16 @@ def _open_to_append(path: str, spec: RunSpec) -> int:
     if spec.uid is not None:
         os.fchown(fd, spec.uid, -1 if spec.gid is None else spec.gid)
     return fd
+
+
+def _open_output(path: str, spec: RunSpec) -> int:
+    try:
+        return _open_to_append(path, spec)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"harnessd: the output of {spec.job!r} is lost: {_reason(error)}")  # the run matters more
+        return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _fork_into(prepared: Prepared, before: Pristine) -> int:

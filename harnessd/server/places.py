@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -114,7 +115,12 @@ def make_private(folder: Path, *, traversable: bool = False) -> None:
 
 def lock(folder: Path) -> int:
     """Lock the directory. Return the descriptor that holds the lock; raise AlreadyRunning, naming who has it."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        fd = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no writing
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -126,5 +132,6 @@ def lock(folder: Path) -> int:
 
 def sign_lock(fd: int, pid: int) -> None:
     """Write who holds the lock."""
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{pid}\n".encode(), 0)
+    with suppress(OSError):  # on a read-only filesystem the lock holds all the same
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{pid}\n".encode(), 0)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from helpers.daemon import Daemon
 from helpers.waiting import until
@@ -169,3 +170,29 @@ def test_a_backup_is_whole_while_the_daemon_writes(counting: Daemon, tmp_path: P
         (stored,) = copy.execute("SELECT count(*) FROM status").fetchone()
         assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert stored > 0
+
+
+def answers(daemon: Daemon) -> bool:
+    try:
+        return daemon.get("/healthz").status_code in (200, 503)
+    except httpx.ConnectError:
+        return False
+
+
+def test_on_a_read_only_state_directory_the_daemon_boots_and_its_jobs_run(
+    daemon: Daemon, small_disk: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "config" / "harnessd.toml"
+    daemon.settings()
+    settings.write_text(settings.read_text().replace(str(tmp_path / "state"), str(small_disk / "state")))
+    daemon.job("idle", "Idle")
+    daemon.start()
+    daemon.stop()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    daemon.launch()
+    until(lambda: answers(daemon), "the daemon serves")
+    heartbeat = daemon.wait_state("idle", "running")
+    assert "Read-only" in heartbeat["storage"]
+    assert daemon.get("/healthz").status_code == 503
+    assert daemon.get("/jobs/idle/kill").json()["exit"]["reason"] == "killed"
+    daemon.stop()
