@@ -1,0 +1,348 @@
+"""What is compared: each row starts the tools in turns, measures, and prints a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
+
+import host
+from tools import PORT, Harnessd, Tool
+from worker import LINE_BYTES
+
+Running = Callable[[type[Tool]], AbstractContextManager[Tool]]
+STATUS_CLIENT = Path(__file__).with_name("status_client.py")
+READY_S = 300.0
+SETTLE_S = 3.0
+CHATTER_MB = 60
+TALKERS = 20
+GROWTH = (10, 100, 1000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    jobs: list[int]
+    turns: int
+    idle_s: float
+
+
+class Ready(NamedTuple):
+    pid: int
+    at: float
+
+
+def ready(tool: Tool) -> dict[str, list[Ready]]:
+    """Return who has said that it is ready, and when."""
+    found: dict[str, list[Ready]] = defaultdict(list)
+    try:
+        lines = (tool.folder / "ready").read_text().splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        name, pid, at = line.split()
+        found[name].append(Ready(int(pid), float(at)))
+    return found
+
+
+def start(tool: Tool, workers: Sequence[str]) -> float:
+    """Start the tool. Return the seconds from the command until the last worker was ready."""
+    tool.write(workers)
+    began = time.monotonic()
+    tool.start()
+    host.wait_for(lambda: len(ready(tool)) >= len(workers), READY_S, f"{tool.name}: {len(workers)} ready", 0.02)
+    return max(last[-1].at for last in ready(tool).values()) - began
+
+
+def named(count: int, kind: str = "worker") -> list[str]:
+    return [f"{kind}-{number:03d}" for number in range(count)]
+
+
+def worker_pids(tool: Tool) -> set[int]:
+    return {one.pid for several in ready(tool).values() for one in several if host.alive(one.pid)}
+
+
+def daemon_pids(tool: Tool) -> set[int]:
+    return set(host.processes(tool.token)) - worker_pids(tool)
+
+
+def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    print(f"### {title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for line in lines:
+        print(f"| {' | '.join(line)} |")
+    print(flush=True)
+
+
+def ratio(value: float, ours: float) -> str:
+    return f" ({value / ours:.1f}×)" if ours else ""
+
+
+Cell = float | str
+
+
+def shown(cells: dict[str, list[Cell]], unit: str, digits: int) -> list[list[str]]:
+    """Return the lines of a table: each figure with its ratio to harnessd's."""
+    ours = cells.get("harnessd", [])
+    lines = []
+    for name, values in cells.items():
+        line = [name]
+        for number, value in enumerate(values):
+            if isinstance(value, str):
+                line.append(value)
+                continue
+            base = ours[number] if number < len(ours) else 0.0
+            against = ratio(value, base) if name != "harnessd" and isinstance(base, float) else ""
+            line.append(f"{value:.{digits}f}{unit}{against}")
+        lines.append(line)
+    return lines
+
+
+def in_turns(
+    running: Running, tools: Sequence[type[Tool]], turns: int, one: Callable[[Tool], float]
+) -> dict[str, Cell]:
+    """Return the median of each tool; the tools take turns."""
+    found: dict[str, list[float]] = defaultdict(list)
+    failed: dict[str, str] = {}
+    for _ in range(turns):
+        for tool in tools:
+            if tool.name in failed:
+                continue
+            try:
+                with running(tool) as it:
+                    found[tool.name].append(one(it))
+            except (TimeoutError, LookupError, OSError, subprocess.SubprocessError) as error:
+                failed[tool.name] = f"failed: {str(error)[:60]}"
+    return {t.name: failed[t.name] if t.name in failed else statistics.median(found[t.name]) for t in tools}
+
+
+def plain(tools: Sequence[type[Tool]]) -> list[type[Tool]]:
+    """Leave out what differs from harnessd only when its keeper is killed."""
+    return [tool for tool in tools if tool.name != "harnessd (keeper)"]
+
+
+def startup(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    cells: dict[str, list[Cell]] = defaultdict(list)
+    for count in plan.jobs:
+        turns = plan.turns if count <= 100 else 1
+        for name, cell in in_turns(running, plain(tools), turns, partial(_started, count)).items():
+            cells[name].append(cell)
+    table("From the command to all ready", [f"{count} jobs" for count in plan.jobs], shown(cells, " s", 2))
+
+
+def _started(count: int, it: Tool) -> float:
+    return start(it, named(count))
+
+
+def memory(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    """PSS and idle CPU of the same start, with 100 jobs."""
+    count = 100
+    cells: dict[str, list[Cell]] = {}
+    idle: dict[str, list[Cell]] = {}
+    for tool in plain(tools):
+        with running(tool) as it:
+            start(it, named(count))
+            time.sleep(SETTLE_S)
+            daemon, workers = daemon_pids(it), worker_pids(it)
+            ours, theirs = host.pss_bytes(daemon) / 1e6, host.pss_bytes(workers) / 1e6
+            cells[tool.name] = [ours, theirs / count, ours + theirs]
+            before = host.cpu_s(daemon)
+            time.sleep(plan.idle_s)
+            idle[tool.name] = [100 * (host.cpu_s(daemon) - before) / plan.idle_s]
+    table(f"Memory with {count} idle jobs (PSS)", ["daemon", "a job", "all"], shown(cells, " MB", 2))
+    table(f"CPU of the daemon in {plan.idle_s:g} idle seconds with {count} jobs", ["of a core"], shown(idle, " %", 2))
+
+
+def crash(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    def one(it: Tool) -> float:
+        start(it, named(10))
+        times = []
+        for name in named(10)[: 2 + plan.turns]:
+            time.sleep(2.5)  # up for long enough to count as up with each of them
+            times.append(_killed(it, name))
+        return 1000 * statistics.median(times)
+
+    cells = {name: [cell] for name, cell in in_turns(running, plain(tools), 1, one).items()}
+    table("SIGKILL of a job to ready again", ["median"], shown(cells, " ms", 1))
+
+
+def _killed(it: Tool, name: str) -> float:
+    """SIGKILL the worker. Return the seconds until it is ready again."""
+    victim = ready(it)[name][-1]
+    killed = time.monotonic()
+    os.kill(victim.pid, signal.SIGKILL)
+    host.wait_for(lambda: ready(it)[name][-1].pid != victim.pid, 60, "ready again")
+    return ready(it)[name][-1].at - killed
+
+
+def stop(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    def one(it: Tool) -> float:
+        start(it, named(100))
+        time.sleep(SETTLE_S)
+        workers = worker_pids(it)
+        began = time.monotonic()
+        it.stop()
+        host.wait_for(lambda: not any(map(host.alive, workers)), 120, "all stopped", 0.01)
+        return time.monotonic() - began
+
+    cells = {name: [cell] for name, cell in in_turns(running, plain(tools), plan.turns, one).items()}
+    table("Stop of 100 jobs and the daemon", ["to nothing left"], shown(cells, " s", 2))
+
+
+def status(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    columns = ["p50, 1 client", "p99, 1 client", "p50, 16 clients", "p99, 16 clients"]
+    cells: dict[str, list[Cell]] = {}
+    rates: dict[str, list[Cell]] = {}
+    for tool in plain(tools):
+        if tool.asked_by is None:
+            cells[tool.name] = ["no query"] * 4
+            continue
+        with running(tool) as it:
+            start(it, named(10))
+            time.sleep(SETTLE_S)
+            cells[tool.name], rates[tool.name] = [], []
+            for clients in (1, 16):
+                answer = _asked(it, clients)
+                times = answer["times"]
+                cells[tool.name] += [1000 * times[len(times) // 2], 1000 * times[int(len(times) * 0.99)]]
+                rates[tool.name].append(len(times) / answer["seconds"])
+    table("Asking for the status of a job (pm2, runit, s6: by their program)", columns, shown(cells, " ms", 2))
+    table("The same, answers a second", ["1 client", "16 clients"], shown(rates, "", 0))
+
+
+def _asked(it: Tool, clients: int) -> dict[str, Any]:
+    argv = [it.client_python(), str(STATUS_CLIENT), str(it.asked_by), str(clients), "5", it.address("worker-003")]
+    answer: dict[str, Any] = json.loads(subprocess.run(argv, check=True, capture_output=True, timeout=120).stdout)
+    return answer
+
+
+def logs(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    worker = f"chatter-{CHATTER_MB}"
+    wanted = CHATTER_MB * 1_000_000 // LINE_BYTES
+    cells: dict[str, list[Cell]] = {}
+    for tool in plain(tools):
+        with running(tool) as it:
+            start(it, [worker])
+            host.wait_for((it.folder / "chattered").exists, 300, "written", 0.05)
+            seconds = float((it.folder / "chattered").read_text())
+            time.sleep(SETTLE_S)
+            it.stop()
+            host.wait_for(it.stopped, 60, "stopped", 0.05)
+            numbers = {int(line) for line in it.logged(worker).split(b"\n") if re.fullmatch(rb"\d{99}", line)}
+            lost = (wanted - len(numbers & set(range(wanted)))) * LINE_BYTES
+            cells[tool.name] = [CHATTER_MB / seconds, f"{lost:,}" + (f"; {it.log_note}" if it.log_note else "")]
+    table(f"One job writes {CHATTER_MB} MB, rotated every 10 MB", ["MB/s", "bytes lost"], shown(cells, "", 1))
+
+
+def survival(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    """SIGKILL of the daemon, and what its user finds afterwards."""
+    columns = ["jobs undisturbed", "running twice", "orphaned", "exit meanwhile known", "log lines lost"]
+    lines = []
+    for tool in tools:
+        with running(tool) as it:
+            start(it, [*named(TALKERS, "talker"), "leaver-000"])
+            time.sleep(SETTLE_S)
+            before = {name: each[-1].pid for name, each in ready(it).items()}
+            it.crash()
+            (it.folder / "leaver-000.exit").write_text("7")
+            time.sleep(1.5)
+            undisturbed = sum(host.alive(before[name]) for name in named(TALKERS, "talker"))
+            it.recover()
+            time.sleep(8.0)
+            now = ready(it)
+            talkers = named(TALKERS, "talker")
+            alive = {name: [one.pid for one in now[name] if host.alive(one.pid)] for name in talkers}
+            twice = sum(len(pids) > 1 for pids in alive.values())
+            held = [pid for name in talkers if len(alive[name]) == 1 for pid in alive[name] if pid == before[name]]
+            orphaned = sum(_parent(pid) == 1 for pids in alive.values() for pid in pids)
+            code = _known(it)
+            lost = sum(_gaps(it.logged(name)) for name in talkers[:5]) if held else "jobs ended"
+            lines.append([tool.name, f"{undisturbed} of {TALKERS}", str(twice), str(orphaned), code, str(lost)])
+    table("The daemon is killed with SIGKILL and started again", columns, lines)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _known(it: Tool) -> str:
+    try:
+        return "yes" if it.exit_code("leaver-000") == "7" else "no"
+    except (OSError, ValueError, LookupError):
+        return "no"
+
+
+def _gaps(text: bytes) -> int:
+    """Return how many numbered lines are missing, by the pid that wrote them."""
+    said: dict[int, set[int]] = defaultdict(set)
+    for number, pid in re.findall(rb"said (\d+) by (\d+)\n", text):
+        said[int(pid)].add(int(number))
+    return sum(max(numbers) + 1 - len(numbers) for numbers in said.values())
+
+
+def preload(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    """A job that imports numpy and pandas, killed: harnessd with them preloaded."""
+
+    class Preloaded(Harnessd):
+        name = "harnessd"
+        preload = ("numpy", "pandas")
+
+    def one(it: Tool) -> float:
+        start(it, ["pandas-000"])
+        times = []
+        for _ in range(3):
+            time.sleep(4)
+            times.append(_killed(it, "pandas-000"))
+        return 1000 * statistics.median(times)
+
+    others = [tool for tool in plain(tools) if tool is not Harnessd]
+    cells = {name: [cell] for name, cell in in_turns(running, [Preloaded, *others], 1, one).items()}
+    table("The same for a job that imports numpy and pandas (harnessd: preloaded)", ["median"], shown(cells, " ms", 1))
+
+
+def growth(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
+    """What harnessd's own costs come to with more jobs; the last figure is of a reload that finds nothing changed."""
+    columns = ["hb p50, ms", "hb p99, ms", "daemon's idle CPU, % of a core", "daemon's PSS, MB", "reload, ms"]
+    lines = []
+    for count in GROWTH:
+        with running(Harnessd) as it:
+            start(it, named(count))
+            time.sleep(SETTLE_S)
+            times = _asked(it, 1)["times"]
+            daemon = daemon_pids(it)
+            before = host.cpu_s(daemon)
+            time.sleep(plan.idle_s)
+            idle = 100 * (host.cpu_s(daemon) - before) / plan.idle_s
+            began = time.monotonic()
+            urlopen(Request(f"http://127.0.0.1:{PORT}/reload", method="POST")).read()
+            reloaded = time.monotonic() - began
+            p50, p99 = 1000 * times[len(times) // 2], 1000 * times[int(len(times) * 0.99)]
+            figures = (p50, p99, idle, host.pss_bytes(daemon) / 1e6, 1000 * reloaded)
+            lines.append([f"{count} jobs", *(f"{figure:.2f}" for figure in figures)])
+    table("How harnessd's own costs grow with the jobs", columns, lines)
+
+
+ROWS: dict[str, Callable[[Running, Sequence[type[Tool]], Plan], None]] = {
+    "startup": startup,
+    "memory": memory,
+    "crash": crash,
+    "stop": stop,
+    "status": status,
+    "logs": logs,
+    "survival": survival,
+    "preload": preload,
+    "growth": growth,
+}

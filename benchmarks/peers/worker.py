@@ -1,0 +1,72 @@
+"""The worker that every tool runs: what a job commonly imports, one line in a file when it is ready, then nothing.
+
+Run as a script for the tools that start programs; as `worker.py:Worker` for harnessd. `WORKER_FOLDER` holds the file
+`ready`; a file `NAME.exit` in it has the worker exit with the code that it contains.
+"""
+
+import argparse  # noqa: F401
+import asyncio  # noqa: F401
+import json  # noqa: F401
+import logging  # noqa: F401
+import os
+import subprocess  # noqa: F401
+import sys
+import time
+from pathlib import Path
+
+LINE_BYTES = 100
+
+
+def announce(name):
+    """Append the worker's name, pid and the monotonic time to the file of those that are ready."""
+    line = f"{name} {os.getpid()} {time.monotonic()}\n".encode()
+    fd = os.open(os.environ["WORKER_FOLDER"] + "/ready", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, line)
+    os.close(fd)
+
+
+def chatter(megabytes):
+    """Write so many MB in numbered lines to stdout, and how long that took into a file."""
+    began = time.monotonic()
+    for first in range(0, megabytes * 10_000, 100):
+        block = b"".join(b"%0*d\n" % (LINE_BYTES - 1, number) for number in range(first, first + 100))
+        view = memoryview(block)
+        while view:
+            view = view[os.write(1, view) :]
+    Path(os.environ["WORKER_FOLDER"], "chattered").write_text(str(time.monotonic() - began))
+
+
+def work(name, wait):
+    """Be ready, then wait; say a numbered line each time for the worker named `talker`."""
+    kind, _, amount = name.partition("-")
+    if kind == "pandas":
+        import pandas  # noqa: F401
+    announce(name)
+    if kind == "chatter":
+        chatter(int(amount))
+    told = Path(os.environ["WORKER_FOLDER"], f"{name}.exit")
+    number = 0
+    while True:
+        wait(0.05 if kind == "talker" else 1.0)
+        if kind == "talker":
+            os.write(1, b"said %d by %d\n" % (number, os.getpid()))
+            number += 1
+        elif kind == "leaver" and told.exists():
+            code = int(told.read_text())
+            told.unlink()
+            return code
+
+
+try:
+    from harnessd import Cradle
+except ImportError:
+    pass
+else:
+
+    class Worker(Cradle):
+        def run(self, name):
+            return work(name, lambda seconds: self.get_msg(timeout=seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1], time.sleep))
