@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench chaos clean
 
 run: $(READY)
 	$(BIN)/harnessd serve config
@@ -17,12 +17,15 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+	for program in benchmarks/*.py benchmarks/peers; do $(BIN)/python $$program || exit 1; done
+
+chaos: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m chaos
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[postgresql]" hypothesis mypy pytest pytest-timeout ruff types-psutil
+		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout ruff schemathesis types-psutil
 	touch $(READY)
 
 clean:

@@ -15,13 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harnessd.keeper import warm
+from harnessd import logline
+from harnessd.keeper import say, warm
 from harnessd.keeper.loop import Keeper
 from harnessd.keeper.respawn import ServerProcess
 from harnessd.keeper.spawn import set_title
 
 _TRIM_S = 600.0
-_APPLIED = frozenset({"default_job", "history", "preload"})  # settings that a reload puts in force
+_APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from harnessd.server.host import Inventory
     from harnessd.server.jobspec import JobSpec
     from harnessd.server.link import Link
+    from harnessd.server.notifier import Notifier
     from harnessd.server.reading import Reader
     from harnessd.server.records import Loaded as Known
-    from harnessd.server.records import Record
+    from harnessd.server.records import Notice, Record
     from harnessd.server.settings import Http, Settings
+    from harnessd.server.shapes import ReceiverHealth
     from harnessd.server.store import Store
     from harnessd.server.supervisor import Supervisor
     from harnessd.web.call import Context
@@ -49,34 +52,38 @@ def serve(argv: list[str]) -> int:
     """Be the keeper of a config directory until told to end. Return the exit code."""
     parser = argparse.ArgumentParser(prog="harnessd serve", description="Run every job of a config directory.")
     parser.add_argument("config_dir", type=Path, help="holds harnessd.toml and jobs/")
-    config_dir = parser.parse_args(argv).config_dir.absolute()
+    parser.add_argument("--log-format", choices=logline.FORMATS, default=logline.TEXT, help="of the daemon's own log")
+    given = parser.parse_args(argv)
+    config_dir = given.config_dir.absolute()
+    say.use(given.log_format)
     warm.load()
     set_title(f"harnessd serve {config_dir}")
 
-    return Keeper(server=ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir)])).run()
+    return Keeper(server=ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir), given.log_format])).run()
 
 
 # The server
 
 
-def main(config_dir: str, control: int) -> int:
+def main(config_dir: str, log_format: str, control: int) -> int:
     """Be the server. Return the exit code; 2 says that the configuration cannot be used."""
     import logging
 
     import uvloop
 
     from harnessd.errors import ConfigError, HarnessError
+    from harnessd.server import logfmt
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logfmt.set_up(log_format)
+    log = logging.getLogger(__name__)
     try:
         uvloop.run(Daemon(Path(config_dir)).run(socket.socket(fileno=control)))
     except ConfigError as error:
         for problem in error.problems:
-            print(problem, file=sys.stderr)
+            log.error("%s", problem)
         return 2
     except HarnessError as error:
-        print(f"harnessd: {error}", file=sys.stderr)
+        log.error("%s", error)
         return 1
     return 0
 
@@ -88,6 +95,8 @@ class Daemon:
         self._config_dir = config_dir
         self._early: list[Record] = []  # what is to be recorded before there is a store
         self._store: Store | None = None
+        self._observers: list[Callable[[Record], None]] = []  # are told each record, in the event loop
+        self._notifier: Notifier | None = None  # None: nobody is to be told
         self._gone: dict[str, JobSpec] = {}  # jobs whose files went while no server was there
         self._leave = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -118,7 +127,7 @@ class Daemon:
         listening = [_listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
         with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
-            (state / "log").mkdir(exist_ok=True)
+            (state / "log").mkdir(mode=0o700, exist_ok=True)
         self._logs = Logs(state / "log")
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
         supervisor.default_job = settings.default_job
@@ -144,6 +153,8 @@ class Daemon:
             self._store.put(record)
         else:
             self._early.append(record)
+        for observe in self._observers:
+            observe(record)
 
     def _when_stored(self, then: Callable[[], None]) -> None:
         """Call it once all that was recorded so far is committed."""
@@ -192,6 +203,8 @@ class Daemon:
             self._gone = {name: spec for name, spec in before.jobs.items() if name not in loaded.jobs}
         for problem in dict.fromkeys([*problems, *loaded.all_problems()]):
             logging.getLogger(__name__).error("%s", problem)
+        for warning in settings.warnings():
+            logging.getLogger(__name__).warning("%s", warning)
         lastgood.keep(link, replace(loaded, settings=settings))
         return loaded, settings
 
@@ -260,13 +273,14 @@ class Daemon:
         assert self._store
         reader = await self._begin_reading(self._store, plan, known)
         context = self._context(self._store)
-        server = HttpServer(make_app(context, guard_policy(self._settings.http)), listening)
+        server = HttpServer(make_app(context, guard_policy(self._settings.http)), listening, self._settings.http)
+        self._renew_tls = server.renew_tls
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
-        self._link.on_reload = lambda: _spawn_reload(self._reload)
+        self._link.on_reload = lambda: _spawn_reload(self._reload, self._link.reloaded)
         await server.start()
         self._link.ready()
-        _say_serving(self._settings.http.host, listening[0], len(self._loaded.jobs))
+        _say_serving(self._settings.http, listening[0], len(self._loaded.jobs))
         chores = [
             loop.create_task(_tick(self._supervisor, self._settings.sample_seconds)),
             loop.create_task(self._trim()),
@@ -281,6 +295,8 @@ class Daemon:
         if context.history:
             context.history.close()
         reader.close()
+        if self._notifier:
+            await self._notifier.close()
         if self._supervisor.ending:  # the keeper still holds the lock
             with suppress(OSError):
                 (state / SOCKET_NAME).unlink()
@@ -299,13 +315,17 @@ class Daemon:
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed.run))
         await self._recall(self._supervisor, known)
+        self._notify()
         self._supervisor.read_with(reader)
         return reader
 
     def _context(self, store: Store) -> Context:
         """Return what the requests share."""
+        from harnessd.server import places
         from harnessd.server.bodies import health
         from harnessd.server.history import History
+        from harnessd.server.tally import Tally
+        from harnessd.server.tokens import TokenReader
         from harnessd.web.call import Context
         from harnessd.web.follow import Followers
 
@@ -314,10 +334,18 @@ class Daemon:
         store.on_committed = followers.committed
         supervisor, hello = self._supervisor, self._hello
         told = health(
-            supervisor.entries, keeper_pid=hello["pid"], server_starts=hello["server_starts"], storage=store.health
+            supervisor.entries,
+            keeper_pid=hello["pid"],
+            server_starts=hello["server_starts"],
+            storage=store.health,
+            receivers=self._receivers,
         )
         limit = self._settings.http.max_body_bytes
-        return Context(supervisor, told, limit, lambda: store.error, self._reload, history, followers)
+        tally = Tally()
+        self._observers.append(tally)
+        tokens = TokenReader(places.state_dir(self._settings.state_dir))
+        error, commits = lambda: store.error, store.commit_times
+        return Context(supervisor, told, limit, error, self._reload, history, followers, commits, tally, tokens)
 
     def _on_stored(self, run: int) -> None:
         from harnessd.server.records import JournalDone
@@ -338,6 +366,35 @@ class Daemon:
         except Exception as error:  # a database that cannot be read is no reason not to serve
             logging.getLogger(__name__).error("cannot recall the jobs' last statuses: %s", error)
             self._store.suspect(error)
+
+    def _notify(self) -> None:
+        """Tell those that the settings name what happens; what this takes is loaded when they name somebody."""
+        receivers = self._settings.notify
+        if self._notifier:
+            self._notifier.use(receivers)
+        elif receivers:
+            from harnessd.server.notifier import Notifier
+
+            self._notifier = Notifier(self._supervisor, self._logs, self._record)
+            self._notifier.restore(self._undelivered(), receivers)
+            self._observers.append(self._notifier.observe)
+
+    def _undelivered(self) -> list[Notice]:
+        import logging
+
+        from harnessd.server import outbox
+
+        assert self._store
+        try:
+            with self._store.readers.connect() as connection:
+                return outbox.load(connection)
+        except Exception as error:  # what happens from now on can be told all the same
+            logging.getLogger(__name__).error("cannot read what was still to be told: %s", error)
+            self._store.suspect(error)
+            return []
+
+    def _receivers(self) -> list[ReceiverHealth]:
+        return self._notifier.health() if self._notifier else []
 
     async def _until_told(self, link: Link) -> None:
         waiting = [asyncio.ensure_future(self._leave.wait()), asyncio.ensure_future(link.lost.wait())]
@@ -372,9 +429,12 @@ class Daemon:
             loaded = await asyncio.to_thread(configdir.load, self._config_dir)
             settings = loaded.settings or self._settings
             answer = reload(self._supervisor, loaded, settings)
+        self._settings = self._settings.with_tls_of(settings)
+        self._renew_tls(settings.http.tls)
         answer["restart_needed"] = _needs_new_server(self._settings, settings)
         self._settings = self._settings.model_copy(update={key: getattr(settings, key) for key in _APPLIED})
         self._supervisor.default_job = settings.default_job
+        self._notify()
         self._link.preload(settings.preload)
         kept = {entry.name: entry.definition.spec for entry in self._supervisor.entries() if entry.definition.spec}
         self._loaded = replace(loaded, settings=settings, jobs=kept)
@@ -383,6 +443,8 @@ class Daemon:
         log = logging.getLogger(__name__)
         for problem in chain.from_iterable(answer["refused"].values()):
             log.error("%s", problem)
+        for warning in settings.warnings():
+            log.warning("%s", warning)
         log.info("reloaded: %s", {key: value for key, value in answer.items() if value and key != "refused"})
         return answer
 
@@ -454,10 +516,12 @@ async def _is_gone(keeper_pid: int) -> bool:
 
 def _end_all(supervisor: Supervisor) -> None:
     """The keeper was killed: its runs died with it, and what they had started must not stay."""
+    import logging
+
     from harnessd import tree
 
     tree.end_all({entry.live.info.mark for entry in supervisor.entries() if entry.live})
-    print("harnessd: the keeper was killed; every run has ended with it", file=sys.stderr)
+    logging.getLogger(__name__).error("the keeper was killed; every run has ended with it")
 
 
 def _needs_new_server(old: Settings, new: Settings) -> list[str]:
@@ -465,7 +529,7 @@ def _needs_new_server(old: Settings, new: Settings) -> list[str]:
     return [key for key in type(new).model_fields if key not in _APPLIED and getattr(old, key) != getattr(new, key)]
 
 
-def _spawn_reload(reload: Callable[[], Any]) -> None:
+def _spawn_reload(reload: Callable[[], Any], then: Callable[[], None]) -> None:
     import logging
 
     from harnessd.errors import HarnessError
@@ -475,6 +539,8 @@ def _spawn_reload(reload: Callable[[], Any]) -> None:
             await reload()
         except HarnessError as error:
             logging.getLogger(__name__).error("cannot reload: %s", error)
+        finally:
+            then()
 
     task = asyncio.get_running_loop().create_task(tried())
     _reloads.add(task)
@@ -494,14 +560,14 @@ async def _tick(supervisor: Supervisor, sample_seconds: float) -> None:
         part = (part + 1) % parts
 
 
-def _say_serving(host: str, listening: socket.socket, jobs: int) -> None:
+def _say_serving(http: Http, listening: socket.socket, jobs: int) -> None:
     import logging
 
     from harnessd.web.listening import url_of
 
-    url = url_of(host, listening.getsockname()[1])
+    url = url_of(http.host, listening.getsockname()[1], tls=bool(http.tls))
     logging.getLogger(__name__).info("serving %d jobs on %s", jobs, url)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

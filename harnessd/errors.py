@@ -19,6 +19,7 @@ HarnessError
     ├── NoSuchRoute        no route has that path
     ├── WrongState         the job's state does not allow it
     ├── AmbiguousJob       several jobs, and none was named
+    ├── NotPython          the job's process has no Python stack
     ├── MailboxClosed      the job cannot be sent messages
     ├── NotRead            the job did not read the command in time
     ├── TooLarge           more data than fits
@@ -117,6 +118,10 @@ class WrongState(Refused):
 
 class AmbiguousJob(Refused):
     kind = "ambiguous-job"
+
+
+class NotPython(Refused):
+    kind = "not-python"
 
 
 class MailboxClosed(Refused):

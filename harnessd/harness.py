@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from harnessd.server.entry import Entry
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
+    from harnessd.server.records import Record
     from harnessd.server.settings import ScriptSettings
+    from harnessd.server.shapes import Health, Storage
     from harnessd.server.supervisor import Supervisor
 
 _OPTIONS = ("-x", "--harness-config")
@@ -239,6 +241,7 @@ async def _serve(
     from harnessd.server.link import Link
     from harnessd.server.reading import Reader
     from harnessd.server.supervisor import Folders, Supervisor
+    from harnessd.server.tally import Tally
     from harnessd.web.app import guard_policy, make_app
     from harnessd.web.call import Context
     from harnessd.web.listening import bind, url_of
@@ -253,7 +256,8 @@ async def _serve(
     try:
         link = Link(control)
         hello = await link.hello()
-        record = archive.store.put if archive else _forget
+        tally = Tally()
+        record = _observed(archive.store.put if archive else _forget, [tally])
         supervisor = Supervisor(link, Folders(folder, settings.journal_max_bytes), record)
         reader = Reader(archive.store if archive else None, on_stored=archive.on_stored if archive else _forget)
         if archive:
@@ -262,10 +266,11 @@ async def _serve(
         definition = from_script(settings.name or _name_of(job), settings, args)
         entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)
         health = _health(entry, hello["pid"], archive)
-        context = Context(supervisor, health, http.max_body_bytes, **_past(archive, supervisor))
-        server = HttpServer(make_app(context, guard_policy(http)), [listening])
+        past = _past(archive, supervisor, settings.state_dir)
+        context = Context(supervisor, health, http.max_body_bytes, tally=tally, **past)
+        server = HttpServer(make_app(context, guard_policy(http)), [listening], http)
         await server.start()
-        _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1])}")
+        _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1], tls=bool(http.tls))}")
         try:
             return await _watch(supervisor, entry, link)
         finally:
@@ -317,6 +322,15 @@ def _forget(_: object) -> None:
     """A script alone keeps no history."""
 
 
+def _observed(record: Callable[[Record], None], observers: list[Callable[[Record], None]]) -> Callable[[Record], None]:
+    def told(each: Record) -> None:
+        record(each)
+        for observe in observers:
+            observe(each)
+
+    return told
+
+
 def _archive(settings: ScriptSettings) -> ScriptArchive | None:
     """Return where the history goes, if the settings say where."""
     if settings.state_dir is None:
@@ -350,25 +364,27 @@ def _store_left_over(archive: ScriptArchive, folder: Path, reader: Reader, super
     supervisor.seen_id(known.last_run)
 
 
-def _past(archive: ScriptArchive | None, supervisor: Supervisor) -> dict[str, Any]:
-    """Return what the routes of the history need."""
-    if archive is None:
+def _past(archive: ScriptArchive | None, supervisor: Supervisor, state_dir: Path | None) -> dict[str, Any]:
+    """Return what the routes need of what lasts: the history, and the tokens."""
+    if archive is None or state_dir is None:
         return {}
     from functools import partial
 
     from harnessd.server.archive import when_stored
     from harnessd.server.history import History
+    from harnessd.server.tokens import TokenReader
     from harnessd.web.follow import Followers
 
     history = History(archive.store)
     followers = Followers(history, supervisor.record)
     archive.store.on_committed = followers.committed
     supervisor.when_stored = partial(when_stored, archive.store)
-    return {"history": history, "followers": followers, "storage_error": lambda: archive.store.error}
+    found = {"history": history, "followers": followers, "storage_error": lambda: archive.store.error}
+    return found | {"commit_times": archive.store.commit_times, "tokens": TokenReader(state_dir)}
 
 
-def _health(entry: Entry, keeper_pid: int, archive: ScriptArchive | None) -> Callable[[], dict[str, Any]]:
+def _health(entry: Entry, keeper_pid: int, archive: ScriptArchive | None) -> Callable[[], Health]:
     from harnessd.server.bodies import health
 
-    storage = archive.store.health if archive else lambda: {"ok": True, "kind": "none"}
+    storage: Callable[[], Storage] = archive.store.health if archive else lambda: {"ok": True, "kind": "none"}
     return health(lambda: [entry], keeper_pid=keeper_pid, server_starts=1, storage=storage)

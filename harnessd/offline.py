@@ -1,12 +1,14 @@
-"""What can be done to a config directory and its database without asking a daemon."""
+"""What can be done to a config directory, a database and its tokens without asking a daemon."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -14,6 +16,7 @@ from harnessd.errors import ConfigError, StoreError
 from harnessd.server import configdir, migrations, places
 from harnessd.server.database import Database
 from harnessd.server.desired import HEAD
+from harnessd.server.tokens import RoleName, Tokens
 
 
 def problems(config_dir: Path) -> tuple[list[str], int]:
@@ -23,6 +26,15 @@ def problems(config_dir: Path) -> tuple[list[str], int]:
     except ConfigError as error:
         return error.problems, 0
     return loaded.all_problems(), len(loaded.jobs)
+
+
+def warnings(config_dir: Path) -> list[str]:
+    """Return a line for each thing in the directory that is not right, though it can be used."""
+    try:
+        settings = configdir.load(config_dir).settings
+    except ConfigError:  # which is a problem
+        return []
+    return settings.warnings() if settings else []
 
 
 def schemas() -> str:
@@ -65,6 +77,21 @@ def backup(config_dir: Path, file: Path) -> str:
     with _database(config_dir) as database:
         database.backup(file)
     return f"{file}: {file.stat().st_size} bytes"
+
+
+def tokens(state_dir: Path) -> list[dict[str, Any]]:
+    """Return what may be shown of the tokens of the daemon that has this state directory."""
+    return [token.shown(time.time()) for token in Tokens(state_dir).all()]
+
+
+def new_token(state_dir: Path, name: str, role: RoleName, jobs: Sequence[str], expires: str | None) -> str:
+    """Make a token; return its secret, which is kept nowhere. Raises BadRequest, WrongState when the name is taken."""
+    return Tokens(state_dir).new(name, role, jobs, expires)
+
+
+def revoke_token(state_dir: Path, name: str) -> None:
+    """Forget a token."""
+    Tokens(state_dir).revoke(name)
 
 
 @contextmanager

@@ -44,5 +44,8 @@ class ExitReason(StrEnum):
     STOPPED = "stopped"  # after a stop, a restart or a reload
     KILLED = "killed"  # after a kill
     SHUTDOWN = "shutdown"  # ended together with the daemon
+    OOM = "oom"  # by the kernel, for want of memory: the run's limit, or the host's
+    HUNG = "hung"  # its watchdog found that it had stopped polling
+    UNHEALTHY = "unhealthy"  # its check failed too often
     LOST = "lost"  # its keeper died with it: nobody was there to see the exit
     UNSTARTED = "unstarted"  # it never became a process

@@ -132,6 +132,7 @@ class RunSpec:
     umask: int | None = None
     nice: int = 0
     limits: dict[str, int] = field(default_factory=dict)  # by the names of setrlimit(2), without RLIMIT_
+    caps: dict[str, float] = field(default_factory=dict)  # of the whole run, by a cgroup: memory, cpu (cores), pids
     output: str = ""  # file for stdout and stderr; "": the keeper's own
     errors: str = ""  # file for stderr; "": with stdout
     config: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class RunSpec:
     @classmethod
     def from_frame(cls, frame: Frame) -> Self:
         try:
-            return cls(**frame)
+            return cls(**_known(cls, frame))
         except TypeError as error:
             raise WireError(f"cannot read the run's spec: {error}") from None
 
@@ -164,6 +165,7 @@ class ExitRecord:
     cpu_s: float  # of the run and its reaped children
     peak_rss_bytes: int
     leftover: int  # processes of its tree that had to be ended after it
+    oom: bool = False  # the kernel has killed of it for want of memory
 
     def to_frame(self) -> Frame:
         return asdict(self)
@@ -171,9 +173,16 @@ class ExitRecord:
     @classmethod
     def from_frame(cls, frame: Frame) -> Self:
         try:
-            return cls(**frame)
+            return cls(**_known(cls, frame))
         except TypeError as error:
             raise WireError(f"cannot read the exit record: {error}") from None
+
+
+def _known(cls: type, frame: Frame) -> Frame:
+    """Leave out what a newer server says: it may replace an older one, while the keeper stays."""
+    if not isinstance(frame, dict):
+        raise TypeError(f"an object is wanted, not {type(frame).__name__}")
+    return {key: value for key, value in frame.items() if key in cls.__slots__}  # type: ignore[attr-defined]
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ AFTER_THE_FORK = {"harnessd.keeper.spawn", "harnessd.keeper.bootstrap", "harness
 JOB_CLASSES = {"harnessd.job.cradle", "harnessd.job.conduct"}
 
 PURE = {"harnessd.server.policy", "harnessd.server.adoption", "harnessd.server.thin", "harnessd.server.records"}
+PURE |= {"harnessd.server.notices", "harnessd.server.watchdog"}
 ADAPTERS = {
     f"harnessd.server.{name}"
     for name in ("link", "reading", "procstat", "supervisor", "store", "database", "writer", "schema", "migrations")

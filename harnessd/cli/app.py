@@ -18,6 +18,7 @@ from harnessd.cli.past import past
 from harnessd.cli.quick import quicken
 from harnessd.cli.run import running
 from harnessd.cli.steer import steer
+from harnessd.cli.token import token
 
 
 class Commands(TyperGroup):
@@ -76,3 +77,4 @@ def anywhere(
 for part in (look, steer, past, following, files, running):
     app.add_typer(part)
 app.add_typer(db, name="db", rich_help_panel=DAEMON)
+app.add_typer(token, name="token", rich_help_panel=DAEMON)

@@ -195,6 +195,8 @@ def _why(address: Address, error: Exception) -> str:
                 return "there is no such socket: no daemon runs on that state directory"
             case PermissionError():
                 return "the socket is its owner's alone, and that is another user"
+    if why := getattr(error, "verify_message", None):  # ssl, which http.client has loaded
+        return f"its certificate is not trusted: {why}; SSL_CERT_FILE names the authority of one of your own"
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,11 +17,16 @@ files = typer.Typer()
 
 
 @files.command(rich_help_panel=DAEMON)
-def serve(config_dir: ConfigDir) -> None:
+def serve(
+    config_dir: ConfigDir,
+    log_format: Annotated[
+        str, typer.Option("--log-format", metavar="text|json", help="Of the daemon's own log: key=value, or JSON.")
+    ] = "text",
+) -> None:
     """Run every job of a config directory until told to end (SIGTERM, Ctrl-C)."""
     from harnessd.daemon import serve as keep
 
-    raise typer.Exit(keep([str(config_dir)]))
+    raise typer.Exit(keep([str(config_dir), "--log-format", log_format]))
 
 
 @files.command(rich_help_panel=DAEMON)
@@ -56,6 +61,8 @@ def check(config_dir: ConfigDir) -> None:
     problems, jobs = offline.problems(config_dir)
     for problem in problems:
         typer.echo(problem, err=True)
+    for warning in offline.warnings(config_dir):
+        typer.echo(f"warning: {warning}", err=True)
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{config_dir}: {jobs} jobs, no problems")

@@ -1,4 +1,4 @@
-"""The verbs that look at jobs as they are now: ps, hb, status, top."""
+"""The verbs that look at jobs as they are now: ps, hb, status, stack, top."""
 
 from __future__ import annotations
 
@@ -85,11 +85,19 @@ def _heartbeat(body: dict[str, Any]) -> str:
         "children": process.get("children", NOTHING),
         "process": process.get("status", NOTHING),
         "polls": "waiting for a command" if pulse.get("waiting") else polls,
+        "hung": NOTHING if body["hung_s"] is None else f"for {render.age(body['hung_s'])}",
+        "check": _checked(body["check"]),
         "unread": f"{body['mailbox']['waiting']} commands",
         "status age": render.age(body["status_age_s"]),
         "last exit": render.exit_in_words(body["last_exit"]),
     }
     return "".join(f"{name:<11} {value}\n" for name, value in lines.items())
+
+
+def _checked(check: dict[str, Any] | None) -> str:
+    if check is None or check["ok"] is None:
+        return NOTHING
+    return "ok" if check["ok"] else f"failed {check['failures']} times: {render.printable(check['last_error'])}"
 
 
 @look.command(rich_help_panel=LOOK)
@@ -123,6 +131,46 @@ def _status(body: dict[str, Any]) -> str:
     return head + "".join(
         f"  {render.printable(key):<{width}}  {render.value(value)}\n" for key, value in found.items()
     )
+
+
+@look.command(rich_help_panel=LOOK)
+def stack(
+    context: typer.Context,
+    names: Names = None,
+    tag: Tag = None,
+    every: All = False,
+    subprocesses: Annotated[
+        bool, typer.Option("--subprocesses", help="Of every Python process of the run, not of the first alone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where every thread of Python jobs is right now."""
+    answers = _each(reach(context), "stack", names, tag, every, {"all": "1" if subprocesses else None})
+    if as_json:
+        _print(answers)
+    else:
+        typer.echo("\n".join(_stack(status, body) for status, body in _bodies(answers)))
+    _leave(code_of(status) for status, _ in _bodies(answers))
+
+
+def _stack(status: int, body: dict[str, Any]) -> str:
+    if status != 200:  # one of several
+        return f"{body['detail']}\n"
+    lines = []
+    for process in body["processes"]:
+        lines.append(f"{body['job']}: run {body['run']}, process {process['pid']}")
+        for thread in process["threads"]:
+            lines.append(f"  {render.printable(thread['name'] or NOTHING)} ({thread['id']}){_doing(thread)}")
+            lines += (f"    {_where(frame)}" for frame in thread["frames"])
+    return "\n".join(lines) + "\n"
+
+
+def _doing(thread: dict[str, Any]) -> str:
+    return ", has the GIL" if thread["gil"] else ", runs" if thread["active"] else ""
+
+
+def _where(frame: dict[str, Any]) -> str:
+    return render.printable(f"{frame['function']}  {frame['file']}:{frame['line']}")
 
 
 @look.command(rich_help_panel=LOOK)

@@ -54,32 +54,52 @@ class Given:
 
 def addresses(given: Given, environ: Mapping[str, str]) -> list[Address]:
     """Return where to look for the daemon, one after the other. Raises Failure when what was given cannot be used."""
-    for said in (given, Given.by(environ)):
-        if said.url:
-            return [Address(url=said.url, token=environ.get("HARNESSD_TOKEN"))]
-        if said.socket:
-            return [Address(said.socket)]
-        if said.config:
-            return _by_config(said.config, environ)
-    if any(Path("config", name).exists() for name in SETTINGS):
-        return _by_config(Path("config"), environ)
+    said = _first(given, environ)
+    if said.url:
+        return [Address(url=said.url, token=environ.get("HARNESSD_TOKEN"))]
+    if said.socket:
+        return [Address(said.socket)]
+    if said.config:
+        return _by_config(said.config, environ)
     return [Address(_usual_state_dir(environ) / SOCKET_NAME), Address(url=f"http://127.0.0.1:{DEFAULT_PORT}")]
 
 
-def _by_config(config_dir: Path, environ: Mapping[str, str]) -> list[Address]:
-    if not config_dir.is_dir():
-        raise Failure(Code.USAGE, f"cannot use {config_dir}: it is no directory")
-    settings = _settings(config_dir)
+def state_dir(given: Given, environ: Mapping[str, str]) -> Path:
+    """Return the state directory of the daemon, which must be of this host. Raises Failure."""
+    said = _first(given, environ)
+    if said.url:
+        raise Failure(Code.USAGE, f"cannot tell the state directory of {said.url}: say --config DIR, on its host")
+    if said.socket:
+        return said.socket.absolute().parent
+    return _state_dir(_settings(said.config), said.config, environ) if said.config else _usual_state_dir(environ)
+
+
+def _first(given: Given, environ: Mapping[str, str]) -> Given:
+    for said in (given, Given.by(environ)):
+        if said.url or said.socket or said.config:
+            return said
+    return Given(config=Path("config") if any(Path("config", name).exists() for name in SETTINGS) else None)
+
+
+def _state_dir(settings: Mapping[str, Any], config_dir: Path, environ: Mapping[str, str]) -> Path:
     configured = settings.get("state_dir")
-    state = _usual_state_dir(environ)
-    if isinstance(configured, str):  # as harnessd.server.settings reads it, whose import takes too long here
-        state = Path(os.path.abspath(config_dir.resolve() / os.path.expanduser(configured)))
+    if not isinstance(configured, str):
+        return _usual_state_dir(environ)
+    # As harnessd.server.settings reads it, whose import takes too long here.
+    return Path(os.path.abspath(config_dir.resolve() / os.path.expanduser(configured)))
+
+
+def _by_config(config_dir: Path, environ: Mapping[str, str]) -> list[Address]:
+    settings = _settings(config_dir)
+    state = _state_dir(settings, config_dir, environ)
     http = settings.get("http")
     url = _url(http if isinstance(http, dict) else {})
     return [Address(state / SOCKET_NAME), *([Address(url=url)] if url else [])]
 
 
 def _settings(config_dir: Path) -> dict[str, Any]:
+    if not config_dir.is_dir():
+        raise Failure(Code.USAGE, f"cannot use {config_dir}: it is no directory")
     path = next((config_dir / name for name in SETTINGS if (config_dir / name).exists()), None)
     if path is None:
         return {}

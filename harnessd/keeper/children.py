@@ -7,9 +7,10 @@ import os
 import resource
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harnessd import tree
+from harnessd.keeper.cgroup import Cell
 from harnessd.wire import ExitRecord, Frame, RunSpec
 
 _POLITE = (signal.SIGTERM, signal.SIGCONT)  # SIGCONT, since a stopped process would never see the SIGTERM
@@ -28,6 +29,8 @@ class Child:
     start_ticks: int
     mailbox: int  # the server's end
     pulse: int
+    cell: Cell | None = None
+    limits: dict[str, str] = field(default_factory=dict)  # how each is enforced: "cgroup", "rlimit" or "none"
     exit: ExitRecord | None = None  # of its first process, while others of its tree live on
     kill_at: float = math.inf  # when SIGTERM has had its time
     probe_at: float = math.inf
@@ -44,6 +47,7 @@ class Child:
             "started_at": self.started_at,
             "journal": self.spec.journal,
             "ending": self.kill_at < math.inf,
+            "limits": self.limits,
         }
 
 
@@ -78,7 +82,12 @@ class Children:
         if first and grace_s > 0:
             self.signal(run, _POLITE)
         elif child.kill_at <= now:
-            self.signal(run, (signal.SIGKILL,))
+            self._kill(child)
+
+    def _kill(self, child: Child) -> None:
+        if child.cell:
+            child.cell.kill()
+        self.signal(child.spec.run, (signal.SIGKILL,))  # and what has left the cgroup
 
     def signal(self, run: int, signals: tuple[signal.Signals, ...], *, whole_tree: bool = True) -> None:
         """Send the signals to the run's processes, or to its first alone."""
@@ -102,11 +111,13 @@ class Children:
         if not due:
             return []
         alive = tree.members({child.spec.mark for child in due})
-        return [child for child in due if self._settle_one(child, alive.get(child.spec.mark, []), now)]
+        return [child for child in due if self._settle_one(child, _alive(child, alive), now)]
 
     def _settle_one(self, child: Child, alive: list[int], now: float) -> bool:
         if child.exit and not alive:
             del self.live[child.spec.run]
+            if child.cell and child.cell.oom_kills():
+                child.exit = replace(child.exit, oom=True)
             self.exits[child.spec.run] = child.exit
             return True
         if child.exit and not child.leftover:
@@ -115,13 +126,17 @@ class Children:
         if child.exit and child.kill_at == math.inf:
             self.end(child.spec.run, child.spec.kill_grace)
         elif child.kill_at <= now:
-            for pid in alive:
-                tree.send(child.spec.mark, pid, (signal.SIGKILL,))
+            self._kill(child)
         child.probe_s = min(child.probe_s * 2, _PROBE_MAX_S)
         child.probe_at = now + child.probe_s
         if child.kill_at > now:
             child.probe_at = min(child.probe_at, child.kill_at)
         return False
+
+
+def _alive(child: Child, marked: dict[int, list[int]]) -> list[int]:
+    pids = marked.get(child.spec.mark, [])
+    return sorted({*pids, *child.cell.pids()}) if child.cell else pids
 
 
 def _record(child: Child, status: int, usage: resource.struct_rusage) -> ExitRecord:

@@ -16,7 +16,6 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,8 +25,11 @@ from harnessd import __version__
 from harnessd.channel import Channel
 from harnessd.errors import HarnessError, SpawnFailed, WireError
 from harnessd.job import pulse
+from harnessd.keeper.cgroup import Cgroups
 from harnessd.keeper.children import Child, Children
-from harnessd.keeper.respawn import ServerProcess
+from harnessd.keeper.notify import Notifier
+from harnessd.keeper.respawn import LEAVE_S, ServerProcess
+from harnessd.keeper.say import say
 from harnessd.keeper.spawn import Pristine, fork, prepare
 from harnessd.keeper.zygote import Zygote
 from harnessd.wire import PROTOCOL, Frame, RunSpec
@@ -72,6 +74,8 @@ class Keeper:
         self._control: Channel | None = None
         self._zygote: Zygote | None = None
         self._unclaimed: dict[int, tuple[int, resource.struct_rusage]] = {}
+        self._cgroups = Cgroups()
+        self._notifier = Notifier() if server else None  # what a script was started by is its job's to tell
         self._prepare()
         if control:
             self._attach(control)
@@ -83,6 +87,8 @@ class Keeper:
         for number in _SIGNALS:
             signal.signal(number, _record_only)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        if self._server:
+            self._cgroups.settle_in()
 
     def start_server(self) -> None:
         """Start the server, which can read its configuration while this process loads what its runs will need."""
@@ -96,6 +102,7 @@ class Keeper:
         while True:
             self._work_due()
             if self._exit_code is not None:
+                self._cgroups.leave()
                 return self._exit_code
             for key, events in self._selector.select(self._timeout()):
                 if key.fd == self._wakeup:
@@ -106,22 +113,30 @@ class Keeper:
                     self._on_zygote(events)
 
     def _timeout(self) -> float | None:
-        due = min(self._children.due(), math.inf if self._leaving else self._record_until)
+        due = min(self._children.due(), self._cgroups.due(), math.inf if self._leaving else self._record_until)
         if self._server:
             due = min(due, self._server.due, self._server.kill_at)
+        if self._notifier:
+            due = min(due, self._notifier.due)
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def _work_due(self) -> None:
         for child in self._children.settle():
             os.close(child.mailbox)
             os.close(child.pulse)
+            if child.cell:
+                self._cgroups.remove(child.cell)
             self._send(self._children.exits[child.spec.run].to_frame() | {"event": "exit"})
+        if self._cgroups.due() <= time.monotonic():
+            self._cgroups.tidy()
         if self._ending and not self._children.live:
             self._finish()
         if self._server and self._exit_code is None:
             self._server.kill_if_due()
             if self._server.due <= time.monotonic() and not self._leaving:
                 self._attach(self._server.start())
+        if self._notifier:
+            self._notifier.keep_alive()
 
     # the signals
 
@@ -130,7 +145,8 @@ class Keeper:
             self._reap()
         if signal.SIGTERM in numbers or (self._server and signal.SIGINT in numbers):
             self._end_all(grace_s=0.0 if self._ending else None)
-        if self._server and signal.SIGHUP in numbers:
+        if self._notifier and signal.SIGHUP in numbers:
+            self._notifier.reloading()
             self._send({"event": "reload"})
         if self._server and signal.SIGUSR2 in numbers:
             self._server.replacing = True
@@ -157,7 +173,9 @@ class Keeper:
             self._final_code = code if code > 0 else 1
             self._end_all(grace_s=None)
         elif not expected:
-            _say(f"the server ended ({_how(code)}); the next one starts in {delay_s:.1f} s")
+            say("error", "the server ended", how=_how(code), next_start_s=round(delay_s, 1))
+            if self._notifier:
+                self._notifier.status(f"the server ended ({_how(code)}); the jobs go on")
 
     def _drain(self) -> None:
         """Do what the server had asked for before it ended: nobody will ask again."""
@@ -167,6 +185,9 @@ class Keeper:
                     self._on_frame(frame, fds)
 
     def _end_all(self, grace_s: float | None) -> None:
+        if self._notifier and not self._ending:
+            graces_s = [child.spec.kill_grace for child in self._children.live.values()]
+            self._notifier.stopping(within_s=max(graces_s, default=0.0) + _RECORD_S + 2 * LEAVE_S)
         self._ending = True
         self._send({"event": "ending"})
         for run, child in list(self._children.live.items()):
@@ -216,7 +237,7 @@ class Keeper:
         try:
             frames, alive = self._control.receive()
         except WireError as error:  # it cannot be trusted any more; as root, the next server starts afresh
-            _say(f"{error}; the connection is closed")
+            say("error", f"{error}; the connection is closed")
             frames, alive = [], False
         for frame, fds in frames:
             self._on_frame(frame, fds)
@@ -266,12 +287,12 @@ class Keeper:
             raise SpawnFailed(f"cannot start {spec.job!r}: the daemon is ending")
         if spec.run in self._children.live or spec.run in self._children.exits:
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
-        prepared = prepare(spec)
+        prepared = prepare(spec, self._cgroups)
         if self._zygote and not spec.command and not spec.python:
             self._zygote.fork(frame.get("id"), prepared)
             self._watch(self._zygote.channel)
             return None  # it is answered when the zygote says which process it is
-        return self._started(fork(prepared, self._pristine))
+        return self._started(fork(prepared, self._pristine, self._cgroups))
 
     def _started(self, child: Child) -> Answer:
         self._children.add(child)
@@ -313,6 +334,13 @@ class Keeper:
     def _op_ready(self, frame: Frame, fds: list[int]) -> Answer | None:
         if self._server:
             self._server.ready = True
+        if self._notifier and not self._ending:
+            self._notifier.ready("serving")
+        return Answer()
+
+    def _op_reloaded(self, frame: Frame, fds: list[int]) -> Answer | None:
+        if self._notifier:
+            self._notifier.reloaded()
         return Answer()
 
     # the zygote
@@ -354,7 +382,7 @@ class Keeper:
         for waiting in zygote.waiting.values():
             pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
             try:
-                answer = self._started(fork(waiting.prepared, self._pristine))
+                answer = self._started(fork(waiting.prepared, self._pristine, self._cgroups))
             except SpawnFailed as error:
                 answer = Answer({"error": str(error)})
             self._answer(waiting.request, answer)
@@ -377,6 +405,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "ack": Keeper._op_ack,
     "store": Keeper._op_store,
     "ready": Keeper._op_ready,
+    "reloaded": Keeper._op_reloaded,
     "preload": Keeper._op_preload,
 }
 
@@ -396,7 +425,3 @@ def _record_only(number: int, frame: object) -> None:
 
 def _how(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def _say(text: str) -> None:
-    print(f"harnessd: {text}", file=sys.stderr, flush=True)

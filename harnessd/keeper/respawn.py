@@ -9,10 +9,12 @@ import socket
 import sys
 import time
 
+from harnessd.keeper.say import say
+
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
 _STEADY_S = 10.0  # a server that was up for so long is started again after the first delay
-_LEAVE_S = 10.0  # how long a server may take to leave when it is asked to
+LEAVE_S = 10.0  # how long a server may take to leave when it is asked to
 
 
 class ServerProcess:
@@ -53,7 +55,7 @@ class ServerProcess:
             control.set_inheritable(True)
             os.execv(sys.executable, [sys.executable, *self._argv, str(control.fileno())])
         except OSError as error:
-            os.write(2, f"harnessd: cannot start the server: {error}\n".encode())
+            say("error", "cannot start the server", error=str(error))
         finally:
             os._exit(1)
 
@@ -75,11 +77,11 @@ class ServerProcess:
         """Ask the server to store what it has and end; it is killed if it does not."""
         if self.pid and self.kill_at == math.inf:
             os.kill(self.pid, signal.SIGTERM)
-            self.kill_at = time.monotonic() + _LEAVE_S
+            self.kill_at = time.monotonic() + LEAVE_S
 
     def expire(self) -> None:
         """Let the server, which has closed its end of the socket, end by itself; kill it if it does not."""
-        self.kill_at = min(self.kill_at, time.monotonic() + _LEAVE_S)
+        self.kill_at = min(self.kill_at, time.monotonic() + LEAVE_S)
 
     def kill_if_due(self) -> None:
         if self.pid and time.monotonic() >= self.kill_at:

@@ -31,7 +31,9 @@ from harnessd.errors import SpawnFailed
 from harnessd.job import pulse
 from harnessd.job.conduct import Ends, conduct
 from harnessd.job.journal import Journal
+from harnessd.keeper.cgroup import Cell, Cgroups
 from harnessd.keeper.children import Child
+from harnessd.keeper.say import say
 from harnessd.wire import RunSpec
 
 _HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
@@ -63,28 +65,44 @@ class Prepared:
     mailbox: int  # the keeper's end
     started_at: float
     started_mono: float
+    cell: Cell | None
+    enter: int | None  # where to write to be in it
+    limits: dict[str, str]  # how each is enforced
 
     def close_ends(self) -> None:
         """Close what is the run's alone, once it has it."""
-        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors):
+        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors, self.enter):
             if fd is not None:
                 os.close(fd)
 
-    def close(self) -> None:
+    def close(self, cgroups: Cgroups) -> None:
         self.close_ends()
         os.close(self.mailbox)
         os.close(self.ends.pulse)
+        if self.cell:
+            cgroups.remove(self.cell)
 
     def child(self, pid: int) -> Child:
         """Return the run as the keeper holds it, now that it is a process."""
         self.close_ends()
         ticks = tree.start_ticks(pid)
-        return Child(self.spec, pid, self.started_at, self.started_mono, ticks, self.mailbox, self.ends.pulse)
+        return Child(
+            self.spec,
+            pid,
+            self.started_at,
+            self.started_mono,
+            ticks,
+            self.mailbox,
+            self.ends.pulse,
+            self.cell,
+            self.limits,
+        )
 
 
-def prepare(spec: RunSpec) -> Prepared:
+def prepare(spec: RunSpec, cgroups: Cgroups) -> Prepared:
     """Make the run's descriptors. Raise SpawnFailed when the system refuses."""
     opened: list[int] = []
+    spec, cell, limits = cgroups.confine(spec)
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -92,21 +110,24 @@ def prepare(spec: RunSpec) -> Prepared:
         opened.append(pulse.create())
         opened.append(_open_to_append(spec.journal, spec))
         opened += [_open_output(path, spec) for path in (spec.output, spec.errors) if path]
+        enter = cell.open() if cell else None
     except OSError as error:
         for fd in opened:
             os.close(fd)
+        if cell:
+            cgroups.remove(cell)
         raise SpawnFailed(f"cannot start {spec.job!r}: {_reason(error)}") from error
-    return Prepared(spec, Ends(*opened[1:]), opened[0], time.time(), time.monotonic())
+    return Prepared(spec, Ends(*opened[1:]), opened[0], time.time(), time.monotonic(), cell, enter, limits)
 
 
-def fork(prepared: Prepared, before: Pristine) -> Child:
+def fork(prepared: Prepared, before: Pristine, cgroups: Cgroups) -> Child:
     """Fork the run from this process. Raise SpawnFailed when the system refuses."""
     try:
         if len(os.listdir("/proc/self/task")) > 1:
             raise OSError(errno.EDEADLK, "the keeper has more than one thread, a fork would be unsafe")
         pid = _fork_into(prepared, before)
     except OSError as error:
-        prepared.close()
+        prepared.close(cgroups)
         raise SpawnFailed(f"cannot start {prepared.spec.job!r}: {_reason(error)}") from error
     return prepared.child(pid)
 
@@ -124,7 +145,7 @@ def _open_output(path: str, spec: RunSpec) -> int:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"harnessd: the output of {spec.job!r} is lost: {_reason(error)}")  # the run matters more
+        say("error", "output is lost", job=spec.job, error=_reason(error))  # the run matters more
         return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
 
@@ -137,7 +158,7 @@ def _fork_into(prepared: Prepared, before: Pristine) -> int:
             pid = os.fork()
         if pid == 0:
             try:
-                become(prepared.spec, prepared.ends, before, [prepared.mailbox])
+                become(prepared.spec, prepared.ends, before, [prepared.mailbox], prepared.enter)
             finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
                 os._exit(1)
         return pid
@@ -146,10 +167,12 @@ def _fork_into(prepared: Prepared, before: Pristine) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
 
 
-def become(spec: RunSpec, ends: Ends, before: Pristine, others: list[int]) -> NoReturn:
+def become(spec: RunSpec, ends: Ends, before: Pristine, others: list[int], enter: int | None) -> NoReturn:
     """Turn this process, just forked, into the run; `others` are descriptors that are none of its own."""
     journal = None
     try:
+        if enter is not None:
+            os.write(enter, b"0")
         os.setsid()
         gc.freeze()  # what the keeper made since its start is left alone too, as a collection would copy its pages
         _close_others(ends, before.own_fds, others)

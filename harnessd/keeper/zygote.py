@@ -59,7 +59,9 @@ class Zygote:
         spec, ends = prepared.spec, prepared.ends
         self.waiting[spec.run] = Waiting(request, prepared)
         fds = [ends.mailbox, ends.pulse, ends.journal, *(fd for fd in (ends.output, ends.errors) if fd is not None)]
-        self.channel.send({"spec": spec.to_frame()}, fds)
+        if prepared.enter is not None:
+            fds.append(prepared.enter)
+        self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
 
 
 def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> NoReturn:
@@ -82,7 +84,8 @@ def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> 
     while reader.receive(control):
         while found := reader.next():
             frame, fds = found
-            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, before, control)
+            enter = fds.pop() if frame["enter"] else None
+            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, enter, before, control)
     os._exit(0)
 
 
@@ -104,7 +107,7 @@ def _import(modules: Iterable[str]) -> str:
     return ""
 
 
-def _fork_twice(spec: RunSpec, fds: list[int], before: Pristine, control: socket.socket) -> None:
+def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristine, control: socket.socket) -> None:
     ends = Ends(*fds)
     middle = os.fork()
     if middle == 0:
@@ -113,12 +116,12 @@ def _fork_twice(spec: RunSpec, fds: list[int], before: Pristine, control: socket
             run = os.fork()
             if run == 0:
                 _await_claim(ends, before.keeper_pid)
-                become(spec, ends, before, [])
+                become(spec, ends, before, [], enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
         finally:
             os._exit(0)
     os.waitpid(middle, 0)
-    for fd in fds:
+    for fd in [*fds, *([] if enter is None else [enter])]:
         os.close(fd)
 
 

@@ -19,6 +19,7 @@ Path = tuple[str | int, ...]
 MOST_ROWS = 10_000
 USUAL_ROWS = 100
 MOST_FIELDS = 50
+ORDERS = ("desc", "asc")
 
 COMMON = ("since", "until", "limit", "order", "cursor", "run", "format")
 PARAMETERS: dict[What, tuple[str, ...]] = {
@@ -28,9 +29,12 @@ PARAMETERS: dict[What, tuple[str, ...]] = {
     "metrics": COMMON,
 }
 
-_MOST_NUMBER = (1 << 63) - 1
-_KIND = re.compile(r"[a-z][a-z-]{0,39}")
-_STEP = re.compile(r"\.?([^.\[\]\"\\\x00-\x1f]+)|\[([0-9]{1,6})\]")
+MOST_NUMBER = (1 << 63) - 1
+KIND = r"[a-z][a-z-]{0,39}"
+_KIND = re.compile(KIND)
+KEY, PLACE = r"[^.,\[\]\"\\\x00-\x1f]+", r"\[[0-9]{1,6}\]"
+FIELD = rf"(?:{KEY}|{PLACE})(?:\.{KEY}|{PLACE})*"
+_STEP = re.compile(rf"\.?({KEY})|\[([0-9]{{1,6}})\]")
 _CURSOR = re.compile(r"([a-z]+):(asc|desc):([0-9]{1,19}):([0-9]{1,19})")
 
 
@@ -40,6 +44,8 @@ class Asked:
 
     what: What
     job: str | None = None  # None: over all jobs
+    among: tuple[str, ...] | None = None  # globs; over all jobs it is over those that match one
+    job_ids: tuple[int, ...] | None = None  # of these
     run: int | None = None
     since_us: int | None = None
     until_us: int | None = None
@@ -80,7 +86,7 @@ class Asked:
         if found is None:
             raise BadRequest(f"cannot use cursor={cursor[:60]!r}: take the one that is `next` in a page")
         after = (int(found[3]), int(found[4]))
-        if max(after) > _MOST_NUMBER or self.cursor(after) != cursor:
+        if max(after) > MOST_NUMBER or self.cursor(after) != cursor:
             raise BadRequest("cannot use this cursor: it belongs to another order or other parameters")
         return replace(self, after=after)
 
@@ -98,7 +104,7 @@ def parse(what: What, job: str | None, given: Iterable[tuple[str, str]], now_us:
         since_us=moment_us(values["since"], now_us, "since") if "since" in values else None,
         until_us=moment_us(values["until"], now_us, "until") if "until" in values else None,
         limit=_limit(values.get("limit"), None if all_rows else USUAL_ROWS),
-        descending=_one_of(values, "order", ("desc", "asc")) == "desc",
+        descending=_one_of(values, "order", ORDERS) == "desc",
         kinds=kinds(values.get("kind")),
         fields=_fields(values.get("fields")),
         every_us=span_us(values["every"], "every") if "every" in values else None,
@@ -137,14 +143,14 @@ def kinds(text: str | None) -> tuple[str, ...]:
 def _limit(text: str | None, usual: int | None) -> int | None:
     if text is None:
         return usual
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_ROWS:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= MOST_ROWS):
         raise BadRequest(f"cannot use limit={text[:60]!r}: it takes 1 to {MOST_ROWS}")
     return int(text)
 
 
 def _number(values: dict[str, str], name: str) -> int | None:
     text = values.get(name)
-    if text is not None and (not (text.isascii() and text.isdecimal()) or int(text[:30]) > _MOST_NUMBER):
+    if text is not None and (not (text.isascii() and text.isdecimal()) or int(text[:30]) > MOST_NUMBER):
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes a number, as in the rows' {name!r}")
     return None if text is None else int(text)
 
@@ -163,11 +169,11 @@ def _fields(text: str | None) -> tuple[tuple[str, Path], ...]:
     names = list(dict.fromkeys(text.split(",")))
     if len(names) > MOST_FIELDS:
         raise BadRequest(f"cannot use fields: there are {len(names)}, at most {MOST_FIELDS} can be asked for")
-    return tuple((name, _path(name)) for name in names)
+    return tuple((name, path_of(name)) for name in names)
 
 
-def _path(name: str) -> Path:
-    """Return the steps of `a.b`, `a[0].b` or `[0]`."""
+def path_of(name: str) -> Path:
+    """Return the steps of `a.b`, `a[0].b` or `[0]`. Raise BadRequest."""
     steps: list[str | int] = []
     position = 0
     while position < len(name) or not steps:

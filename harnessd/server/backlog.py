@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from harnessd.server.records import Event, Sample
+from harnessd.server.records import Event, JobRow, Notice, Sample
 from harnessd.server.writer import Item, Lines
 
 MOST_RECORDS = 100_000  # that wait while the database fails
@@ -15,6 +15,7 @@ LINES_A_BATCH = 20_000  # about
 
 # A future is a flush: all before it is committed. An exception is what a reader of the database met.
 Waiting = Item | Future[None] | Exception
+_FOLLOWS = (JobRow, Notice)  # stored in one transaction with the event before it
 
 
 class Backlog:
@@ -46,9 +47,10 @@ class Backlog:
     def take(self) -> list[Waiting]:
         """Return the next batch. Its events have their ids from now on, also when they are put back."""
         batch: list[Waiting] = []
-        room = 1 if self._singly else LINES_A_BATCH
+        singly = self._singly > 0
+        room = 1 if singly else LINES_A_BATCH
         self._singly = max(0, self._singly - 1)
-        while self._queue and room > 0:
+        while self._queue and (room > 0 or (not singly and isinstance(self._queue[0], _FOLLOWS))):
             item = self._queue.popleft()
             if isinstance(item, Event) and not item.id:
                 self.last_event += 1

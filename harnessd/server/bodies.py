@@ -7,19 +7,30 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from harnessd import __version__
 from harnessd.server.entry import Entry, iso
+from harnessd.server.shapes import (
+    Check,
+    Config,
+    FullSummary,
+    Health,
+    ReceiverHealth,
+    Status,
+    Storage,
+    Summary,
+    Vitals,
+    Whole,
+)
+from harnessd.server.watchdog import Checked
 from harnessd.wire import merged
 
 STATUS_SHORT_CHARS = 500  # of a status as JSON, in the list of all jobs
 
 
-def heartbeat(entry: Entry) -> dict[str, Any]:
+def heartbeat(entry: Entry) -> Vitals:
     """Return all that is known from outside, without asking the job; figures are at most a second old."""
     live, status = entry.live, entry.last_status
-    figures = live.sampler.sample() if live else None
     now = time.time()
     return {
         "job": entry.name,
@@ -30,8 +41,11 @@ def heartbeat(entry: Entry) -> dict[str, Any]:
         "run": live.run if live else None,
         "uptime_s": round(live.info.uptime_s(), 3) if live else None,
         "restarts": entry.job.restarts,
-        "process": figures.shown() if figures else None,
+        "process": live.sampler.shown() if live else None,
+        "limits": live.info.limits if live else None,
         "pulse": live.pulse() if live else None,
+        "hung_s": round(live.watch.quiet_s, 1) if live and live.watch.hung else None,
+        "check": _checked(entry.checked) if live and entry.checked else None,
         "status_age_s": round(max(0.0, now - status.at_us / 1e6), 3) if status else None,
         "mailbox": {"waiting": len(live.unread) + len(entry.outbox) if live else len(entry.outbox)},
         "last_exit": entry.last_exit.shown() if entry.last_exit else None,
@@ -39,7 +53,16 @@ def heartbeat(entry: Entry) -> dict[str, Any]:
     }
 
 
-def summary(entry: Entry) -> dict[str, Any]:
+def _checked(checked: Checked) -> Check:
+    return {
+        "ok": checked.ok,
+        "failures": checked.failures,
+        "last_error": checked.last_error,
+        "at": iso(checked.at) if checked.at is not None else None,
+    }
+
+
+def summary(entry: Entry) -> Summary:
     """Return the job's line in the list of all."""
     return {
         "name": entry.name,
@@ -53,7 +76,7 @@ def summary(entry: Entry) -> dict[str, Any]:
     }
 
 
-def summary_in_full(entry: Entry) -> dict[str, Any]:
+def summary_in_full(entry: Entry) -> FullSummary:
     """Return the job's line with what a table of all jobs shows: its use of the host, and its last status in short."""
     figures = entry.live.sampler.sample() if entry.live else None
     status = entry.last_status
@@ -66,20 +89,20 @@ def summary_in_full(entry: Entry) -> dict[str, Any]:
     }
 
 
-def whole(entry: Entry) -> dict[str, Any]:
+def whole(entry: Entry) -> Whole:
     """Return the job in full, its spec without secrets."""
     return {
         **heartbeat(entry),
         "name": entry.name,
         "tags": list(entry.definition.tags),
-        "spec": entry.definition.shown,
+        "spec": dict(entry.definition.shown),
         "problems": entry.problems,
         "config": config(entry),
         "status": status(entry),
     }
 
 
-def config(entry: Entry) -> dict[str, Any]:
+def config(entry: Entry) -> Config:
     """Return the config from the file, the overrides, and both merged."""
     return {
         "job": entry.name,
@@ -89,7 +112,7 @@ def config(entry: Entry) -> dict[str, Any]:
     }
 
 
-def status(entry: Entry) -> dict[str, Any]:
+def status(entry: Entry) -> Status:
     """Return the last status; `status` is None and so is the rest when there was none."""
     line = entry.last_status
     return {
@@ -106,14 +129,15 @@ def health(
     *,
     keeper_pid: int,
     server_starts: int,
-    storage: Callable[[], dict[str, Any]],
-) -> Callable[[], dict[str, Any]]:
+    storage: Callable[[], Storage],
+    receivers: Callable[[], list[ReceiverHealth]] = list,
+) -> Callable[[], Health]:
     """Return what tells the daemon's own health; `status` is "ok" or what is wrong."""
     since = time.monotonic()
 
-    def told() -> dict[str, Any]:
+    def told() -> Health:
         stored = storage()
-        return {
+        found: Health = {
             "status": "ok" if stored["ok"] else "storage",
             "server_pid": os.getpid(),
             "keeper_pid": keeper_pid,
@@ -123,5 +147,8 @@ def health(
             "jobs": dict(Counter(entry.job.state for entry in entries())),
             "storage": stored,
         }
+        if told_of := receivers():
+            found["notify"] = told_of
+        return found
 
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -54,7 +55,7 @@ class Database:
     def connect(self) -> Connection:
         """Return the writer's connection, and the tables as this code has them. Raise NewerSchema, or any error."""
         if self.path:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its WAL inherits the mode
+            self._make_private(self.path)
         connection = self._writer.connect()
         try:
             with connection.begin():
@@ -64,6 +65,19 @@ class Database:
             raise
         self._identity = self._stat()
         return connection
+
+    @staticmethod
+    def _make_private(path: Path) -> None:
+        """Make the file, so that it and its WAL have the mode; one that is there is not touched.
+
+        Closing a descriptor of a file drops every POSIX lock that this process has on it, those of SQLite's connections
+        too, and the next program that closes the database would take itself for the last one and delete the WAL.
+        """
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            if os.statvfs(path).f_flag & os.ST_RDONLY:  # SQLite would only say that it cannot open it
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path)) from None
 
     def check(self) -> None:
         """Raise FileGone when the file that was connected to is no longer the one of that name."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harnessd.server.asked import Path, path_of
 from harnessd.server.jobspec import JobSpec
 from harnessd.server.policy import Rules
 from harnessd.server.settings import History, ScriptSettings
@@ -33,6 +34,7 @@ class Definition:
     tags: tuple[str, ...] = ()
     counts_lines: bool = False  # what it writes into its journal has no numbers of its own
     max_rate: float = math.inf  # statuses a second that are stored
+    metrics: tuple[tuple[str, Path], ...] = ()  # numbers in its statuses that are exposed
     spec: JobSpec | None = field(default=None, compare=False)
 
 
@@ -62,6 +64,7 @@ def from_file(spec: JobSpec, history: History) -> Definition:
         tags=tuple(spec.tags),
         counts_lines=spec.command is not None,
         max_rate=history.overridden(spec.history).max_rate,
+        metrics=tuple((name, path_of(name)) for name in spec.metrics),
         spec=spec,
     )
 
@@ -94,6 +97,7 @@ def _filled(run: RunSpec, spec: JobSpec) -> RunSpec:
         "umask": spec.umask,
         "nice": spec.nice,
         "limits": spec.limits.rlimits(),
+        "caps": spec.limits.caps(),
     }
     if spec.user is not None:
         user = pwd.getpwnam(spec.user)

@@ -14,7 +14,7 @@ from harnessd.errors import NewerSchema
 from harnessd.server.records import JobRow, Loaded, RunStarted
 
 BUSY_MS = 1000
-HEAD = "0001"  # the revision of this code's tables
+HEAD = "0002"  # the revision of this code's tables
 
 Execute = Callable[[str], Iterable[Sequence[Any]]]
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,12 @@ from harnessd.server.definition import Definition
 from harnessd.server.host import LiveRun
 from harnessd.server.procstat import Sampler
 from harnessd.server.records import JobRow
+from harnessd.server.shapes import Ending, Pulse
 from harnessd.server.tape import Line
+from harnessd.server.watchdog import Checked, Watch
 from harnessd.states import Command, ExitReason, State
+
+_OUT_OF_MEMORY = "killed by the kernel: it used more memory than it may, or than there is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,14 @@ class Exit:
             return f"{self.reason}: signal {_signal_name(self.signal)}"
         return f"{self.reason}: exit code {self.code}" if self.code is not None else str(self.reason)
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> Ending:
         return {
             "run": self.run,
             "code": self.code,
-            "signal": self.signal and _signal_name(self.signal),
+            "signal": _signal_name(self.signal) if self.signal else None,
             "reason": self.reason,
             "at": iso(self.at),
-            "error": self.error,
+            "error": self.error or (_OUT_OF_MEMORY if self.reason is ExitReason.OOM else None),
         }
 
 
@@ -86,7 +91,8 @@ class Live:
         self.unfollowed: tuple[int, int] | None = None  # offset and lines, until its journal is read
         self.error: str | None = None
         self.ended = False  # its last words are still being read
-        self.sampler = Sampler(info.pid, info.uptime_s())
+        self.sampler = Sampler(info.pid, info.start_ticks, info.uptime_s())
+        self.watch = Watch()
         self._polls = 0
         self._polled_at = time.monotonic()
 
@@ -110,13 +116,25 @@ class Live:
             raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None
         assert written == len(packet)
 
+    def beat(self) -> tuple[int, bool]:
+        """Return how often the run has polled, and whether it waits in a poll now."""
+        return self.info.page[POLLS], bool(self.info.page[WAITING])
+
+    def is_stopped(self) -> bool:
+        """Return whether a signal or a debugger has stopped the run's first process."""
+        try:
+            with open(f"/proc/{self.info.pid}/stat", "rb") as file:
+                return file.read().rpartition(b") ")[2].startswith((b"T", b"t"))
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
     def look_at_pulse(self) -> None:
         """Note whether the run has polled since the last look."""
         polls = self.info.page[POLLS]
         if polls != self._polls or self.info.page[WAITING]:
             self._polls, self._polled_at = polls, time.monotonic()
 
-    def pulse(self) -> dict[str, Any]:
+    def pulse(self) -> Pulse:
         """Return how often the run polled and how long ago; `age_s` is None for one that never did."""
         self.look_at_pulse()
         waiting = bool(self.info.page[WAITING])
@@ -143,7 +161,10 @@ class Entry:
         self.timer: asyncio.TimerHandle | None = None
         self.last_status: Line | None = None
         self.last_exit: Exit | None = None
+        self.checked: Checked | None = None  # None: nothing checks it, or no run of it
         self.withdrawn = False  # its file is gone: it is forgotten once it has no run
+        self.exits: Counter[ExitReason] = Counter()  # since this server knows it, as are
+        self.commands: Counter[str] = Counter()  # queued, done, refused; those that were queued: read, unread
         self.problems: list[str] = []  # its file is broken; what runs is as it was before
         self._gone: asyncio.Future[None] | None = None
         self._spawned: asyncio.Future[None] | None = None

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from harnessd.server.shapes import Storage
 
 RETRY_SECONDS = (0.1, 5.0)  # the first wait after a failure and the longest
 CALM_SECONDS = 30.0  # after so long without a failure the first wait is used again
+COMMIT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitTimes:
+    """How many commits took at most each of COMMIT_BOUNDS_S, and how many there were; and how long all of them took."""
+
+    counts: tuple[int, ...]
+    sum_s: float
 
 
 @dataclass(slots=True)
@@ -17,6 +30,7 @@ class Health:
     commits: int = 0
     commit_s_sum: float = 0.0
     commit_s_last: float = 0.0
+    _took: list[int] = field(default_factory=lambda: [0] * (len(COMMIT_BOUNDS_S) + 1))
     _committed_at: float | None = None
     _failed_at: float = float("-inf")
     _delay_s: float = RETRY_SECONDS[0]
@@ -37,10 +51,14 @@ class Health:
         self.commit_s_last = self._committed_at - began
         self.commit_s_sum += self.commit_s_last
         self.commits += 1
+        self._took[bisect_left(COMMIT_BOUNDS_S, self.commit_s_last)] += 1
         since_us, self.since_us, self.error = self.since_us, None, None
         return since_us
 
-    def report(self) -> dict[str, object]:
+    def commit_times(self) -> CommitTimes:
+        return CommitTimes(tuple(accumulate(self._took)), self.commit_s_sum)
+
+    def report(self) -> Storage:
         """Return the figures. `last_commit_s` is how long ago the last commit was, None before the first."""
         return {
             "ok": self.error is None,

@@ -26,6 +26,7 @@ class LiveRun:
     ending: bool
     mailbox: int  # descriptor, ours to close
     page: memoryview  # its pulse
+    limits: dict[str, str] = field(default_factory=dict)  # how each is enforced: "cgroup", "rlimit" or "none"
 
     def uptime_s(self) -> float:
         """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""

@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
 
-from harnessd.errors import ConfigError
+from harnessd.errors import BadRequest, ConfigError
+from harnessd.server.asked import MOST_FIELDS, path_of
 from harnessd.server.nearest import did_you_mean, printable, shown
 from harnessd.server.settings import (
     Control,
@@ -78,6 +80,15 @@ def _check_user(user: str) -> str:
     return user
 
 
+def _check_url(url: str) -> str:
+    parts = urlsplit(check_text(url))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"must be a URL, such as http://127.0.0.1:8000/health, not {shown(url)}")
+    if parts.username is not None:
+        raise ValueError("must not hold a name or a password: it is shown")
+    return url
+
+
 def _read_umask(value: object) -> object:
     if isinstance(value, str):
         if not re.fullmatch(r"(0o)?[0-7]{1,4}", value):
@@ -114,12 +125,27 @@ def _expand(name: str, value: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(replace, value)
 
 
+def _check_metric(name: str) -> str:
+    try:
+        path_of(check_text(name))
+    except BadRequest as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _check_twice(names: list[str]) -> list[str]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{shown(twice)} is given twice")
+    return names
+
+
 def _default_cwd(data: dict[str, Any]) -> Path:
     file = data.get("file")
     return file.parent.resolve() if isinstance(file, Path) else Path.cwd()
 
 
 Text = Annotated[str, AfterValidator(check_text)]
+Action = Literal["restart", "notify"]
 Umask = Annotated[
     int,
     BeforeValidator(_read_umask),
@@ -144,19 +170,32 @@ class Backoff(Table):
         return self
 
 
+_OF_THE_RUN = ("memory", "cpu", "pids")
+
+
 class Limits(Table):
-    """Resource limits of each process of a run (`setrlimit(2)`), soft and hard; a key left out is as the daemon's."""
+    """What a run may use: as a whole where there is a cgroup tree, else each of its processes (`setrlimit(2)`)."""
 
     nofile: int | None = Field(default=None, ge=3, le=1 << 30, description="open files")
     nproc: int | None = Field(default=None, ge=1, le=1 << 30, description="processes and threads of the job's user")
-    memory: Size | None = Field(default=None, description="address space; bytes")
+    memory: Size | None = Field(
+        default=None, description="memory of the whole run; without a cgroup the address space of each process; bytes"
+    )
+    cpu: float | None = Field(default=None, ge=0.01, le=4096, description="CPU of the whole run, by a cgroup; cores")
+    pids: int | None = Field(
+        default=None, ge=1, le=1 << 22, description="processes and threads of the whole run, by a cgroup"
+    )
     core: Size | None = Field(default=None, description="size of a core dump, 0 for none; bytes")
     cpu_seconds: int | None = Field(default=None, ge=1, le=1 << 30, description="CPU time; seconds")
 
     def rlimits(self) -> dict[str, int]:
         """Return the limits that are set, by the names of setrlimit(2) in lower case and without RLIMIT_."""
-        names = {"memory": "as", "cpu_seconds": "cpu"}
-        return {names.get(key, key): limit for key, limit in self.model_dump(exclude_none=True).items()}
+        each = self.model_dump(exclude_none=True, exclude=set(_OF_THE_RUN))
+        return {"cpu" if key == "cpu_seconds" else key: limit for key, limit in each.items()}
+
+    def caps(self) -> dict[str, float]:
+        """Return the limits of the run as a whole that are set."""
+        return self.model_dump(exclude_none=True, include=set(_OF_THE_RUN))
 
 
 class LogSettings(Table):
@@ -166,6 +205,36 @@ class LogSettings(Table):
     keep: int = Field(default=10, ge=0, le=10_000, description="rotated files that are kept")
     compress: bool = Field(default=True, description="whether rotated files are compressed")
     merge: bool = Field(default=True, description="whether stdout and stderr share one file")
+
+
+class Watchdog(Table):
+    """What is done about a job that stops polling."""
+
+    pulse_seconds: float = Field(
+        default=30.0, ge=1, le=86400, description="a job that has not polled for so long hangs; seconds"
+    )
+    action: Action = Field(default="restart", description="end it and start it again, or only record it")
+
+
+class Check(Table):
+    """How a job is asked from outside whether it is well: by HTTP or with a command."""
+
+    http: Annotated[str, AfterValidator(_check_url)] | None = Field(
+        default=None, description="URL to GET: 2xx and 3xx say that all is well"
+    )
+    command: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        default=None, strict=False, description="program to run as the job is run: exit code 0 says that all is well"
+    )
+    every: float = Field(default=10.0, ge=1, le=86400, description="time from one check to the next; seconds")
+    timeout: float = Field(default=3.0, gt=0, le=3600, description="time that one may take; seconds")
+    failures: int = Field(default=3, ge=1, le=1_000_000, description="failures in a row that make it unhealthy")
+    action: Action = Field(default="restart", description="end it and start it again, or only record it")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if (self.http is None) == (self.command is None):
+            raise ValueError("needs http = URL or command = [...], one of the two")
+        return self
 
 
 def _job_schema(schema: dict[str, Any]) -> None:
@@ -215,6 +284,8 @@ class JobSpec(Table, json_schema_extra=_job_schema):
     )
     backoff: Backoff = Backoff()
     kill_grace: Seconds = Field(default=3.0, description="time between SIGTERM and SIGKILL; seconds")
+    watchdog: Watchdog | None = Field(default=None, description="what is done about a job that stops polling")
+    check: Check | None = Field(default=None, description="how the job is asked from outside whether it is well")
     control: Control | None = Field(
         default=None, description="verbs reach the job as messages (an entrypoint's default) or signals (a command's)"
     )
@@ -222,6 +293,9 @@ class JobSpec(Table, json_schema_extra=_job_schema):
     limits: Limits = Limits()
     log: LogSettings = LogSettings()
     tags: list[Name] = Field(default=[], strict=False, description="words to select jobs by")
+    metrics: Annotated[
+        list[Annotated[str, AfterValidator(_check_metric)]], Field(max_length=MOST_FIELDS), AfterValidator(_check_twice)
+    ] = Field(default=[], strict=False, description="paths to numbers in its statuses that /metrics shows")
     history: HistoryOverride | None = Field(default=None, description="what this job keeps differently from the others")
 
     @model_validator(mode="after")
@@ -232,6 +306,8 @@ class JobSpec(Table, json_schema_extra=_job_schema):
             raise ValueError("has both entrypoint and command; keep one of them")
         if self.python is not None and self.command is not None:
             raise ValueError("has python beside command; python goes with an entrypoint")
+        if self.watchdog is not None and self.command is not None:
+            raise ValueError("has watchdog beside command, which has no pulse; take a check")
         return self
 
     @classmethod
@@ -252,7 +328,7 @@ class JobSpec(Table, json_schema_extra=_job_schema):
     @property
     def digest(self) -> str:
         """The hash of all that a run is made from: as long as it is the same, a running run is up to date."""
-        made_from = self.model_dump(include=_MADE_FROM) | {"control": self.control_mode}
+        made_from = self.model_dump(include=_MADE_FROM, exclude_defaults=True) | {"control": self.control_mode}
         return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
 
     def masked(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def store_left_over(
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.run in unfinished]
     for each in ended:
-        record(run_ended(each, reason(Job(), Ended(each.code, each.signal))))
+        record(run_ended(each, reason(Job(), Ended(each.code, each.signal, oom=each.oom))))
     for run in (*lost, *known.unread, *(unfinished[each.run] for each in ended)):
         path = Path(run.journal)
         try:

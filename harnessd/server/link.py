@@ -78,6 +78,10 @@ class Link:
         """Have later runs forked from a process that has imported these; `on_preload_failed` tells when it cannot."""
         self._tell({"op": "preload", "modules": modules})
 
+    def reloaded(self) -> None:
+        """Say that a reload the keeper has asked for is done."""
+        self._tell({"op": "reloaded"})
+
     def ready(self) -> None:
         """Say that this server serves."""
         self._tell({"op": "ready"})

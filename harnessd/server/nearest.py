@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 MAX_PROBLEMS = 20  # of one file
 MAX_SHOWN_CHARS = 60
 MAX_INT_BITS = 1024  # Python refuses to print an int of more than 4300 digits
-SECRET_KEYS = frozenset({"env", "token", "database"})
+SECRET_KEYS = frozenset({"env", "token", "database", "url", "headers"})
 
 _FOLLOWS_FROM_ANOTHER = "default_factory_not_called"
 _WORDS = {

@@ -17,6 +17,9 @@ from typing import ClassVar, Literal
 
 from harnessd.states import Command, ExitReason, State, Want
 
+_SIGKILL = 9
+_HUNG = (ExitReason.HUNG, ExitReason.UNHEALTHY)  # the harness ended it for what it did, which is a failure
+
 # What a job is. A state carries only what is valid in it.
 
 
@@ -164,6 +167,14 @@ class Ended:
     signal: int | None
     jitter: float = 0.0
     up_s: float | None = None  # how long it lasted; None: until now
+    oom: bool = False  # the kernel has killed of it for want of memory
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """It has stopped polling, or its check fails: it is to be ended and started again, and that is a failure."""
+
+    reason: ExitReason = ExitReason.HUNG
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +208,7 @@ Event = (
     | Autostart
     | Read
     | Ended
+    | Hung
     | Due
     | SpecChanged
     | Withdrawn
@@ -268,6 +280,8 @@ def reason(job: Job, ended: Ended) -> ExitReason:
     """Return why the run ended that the job had."""
     if isinstance(job.life, Stopping):
         return job.life.reason
+    if ended.oom and (ended.signal == _SIGKILL or ended.code == 128 + _SIGKILL):
+        return ExitReason.OOM
     if ended.signal is not None:
         return ExitReason.SIGNALED
     if ended.code is None:
@@ -383,6 +397,11 @@ def _kill_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
     return _end(job, now, ExitReason.KILLED, want=Want.DOWN, grace_s=grace_s)
 
 
+def _end_hung(job: Job, event: Event, now: float, rules: Rules) -> Step:
+    assert isinstance(event, Hung)
+    return _end(job, now, event.reason, want=job.want)
+
+
 def _withdraw_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
     return _end(job, now, ExitReason.STOPPED, want=Want.DOWN)
 
@@ -447,9 +466,9 @@ def _retry(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 
 def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    """A run has ended that nobody asked to end."""
+    """A run has ended that nobody asked to end; one that had to be ended, as it hung, has failed."""
     assert isinstance(event, Ended)
-    success = event.code == 0
+    success = event.code == 0 and not isinstance(job.life, Stopping)
     up_s = now - _since(job) if event.up_s is None else event.up_s
     job = replace(job, proven=job.proven or up_s >= rules.start_seconds)
     if rules.restart == "never" or (success and rules.restart == "on-failure"):
@@ -465,8 +484,10 @@ def _end_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 
 def _end_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    shut_down = isinstance(job.life, Stopping) and job.life.reason is ExitReason.SHUTDOWN
-    if job.want is Want.UP and not shut_down:
+    why = job.life.reason if isinstance(job.life, Stopping) else ExitReason.STOPPED
+    if job.want is Want.UP and why in _HUNG:
+        return _end_live(job, event, now, rules)
+    if job.want is Want.UP and why is not ExitReason.SHUTDOWN:
         return Step(replace(job, life=Starting(now)), (Spawn(),))
     return Step(replace(job, life=Stopped(), failures=0))
 
@@ -485,7 +506,7 @@ def _end(job: Job, now: float, why: ExitReason, *, want: Want, grace_s: float | 
 def _overall(job: Job, why: ExitReason) -> ExitReason:
     """Return why the run ends when more than one thing ends it: the daemon's end counts most, then a kill."""
     reasons = {why, job.life.reason} if isinstance(job.life, Stopping) else {why}
-    return next(one for one in (ExitReason.SHUTDOWN, ExitReason.KILLED, ExitReason.STOPPED) if one in reasons)
+    return next(one for one in (ExitReason.SHUTDOWN, ExitReason.KILLED, ExitReason.STOPPED, *_HUNG) if one in reasons)
 
 
 def _since(job: Job) -> float:
@@ -544,6 +565,12 @@ _HANDLERS: dict[type, dict[State, _Handler]] = {
     Ended: {
         **dict.fromkeys((State.STARTING, State.RUNNING, State.PAUSED), _end_live),
         State.STOPPING: _end_stopping,
+        **dict.fromkeys((State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _ignore),
+    },
+    Hung: {
+        **dict.fromkeys((State.STARTING, State.RUNNING), _end_hung),
+        State.PAUSED: _ignore,
+        State.STOPPING: _ignore,
         **dict.fromkeys((State.STOPPED, State.BACKOFF, State.EXITED, State.FAILED), _ignore),
     },
     Due: {

@@ -84,9 +84,12 @@ class Reader:
         self._read(journal)
 
     def backlog_bytes(self, run: int) -> int:
-        """Return how much of the run's journal is not read yet."""
+        """Return how much of the run's journal is not stored yet; without a store, not read yet."""
         journal = self._journals.get(run)
-        return journal.tape.backlog_bytes() if journal else 0
+        if journal is None:
+            return 0
+        unstored = journal.tape.offset - journal.stored[0] if self._store else 0
+        return journal.tape.backlog_bytes() + unstored
 
     def close(self) -> None:
         """Stop reading. What was not read stays in the journals for the next server."""

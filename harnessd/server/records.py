@@ -88,7 +88,36 @@ class Sample:
     fds: int
 
 
-Record = JobRow | RunStarted | RunEnded | JournalDone | Event | Sample
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a receiver is to be told. It stays in the outbox until it was, and what it tells of is over."""
+
+    id: int  # in the order in which they are told
+    receiver: str
+    job: str
+    run_id: int | None
+    at_us: int
+    kind: str
+    body: str  # JSON
+    waiting: bool = True  # to be delivered
+    lasting: bool = False  # a trouble that is not over
+
+
+@dataclass(frozen=True, slots=True)
+class NoticesDone:
+    """They were delivered, or given up."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TroublesOver:
+    """What these notices tell of is over."""
+
+    ids: tuple[int, ...]
+
+
+Record = JobRow | RunStarted | RunEnded | JournalDone | Event | Sample | Notice | NoticesDone | TroublesOver
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,20 @@ sample = Table(
     sqlite_with_rowid=False,
 )
 
+outbox = Table(  # a notice goes when it was delivered, and what it tells of is over
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=False),
+    Column("receiver", String, nullable=False),
+    Column("job", String, nullable=False),
+    Column("run_id", _Id),
+    Column("at_us", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("waiting", Boolean, nullable=False),
+    Column("lasting", Boolean, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
 _ISO = {
     "sqlite": "strftime('%Y-%m-%dT%H:%M:%S', {0} / 1000000, 'unixepoch') || printf('.%06dZ', {0} % 1000000)",
     "postgresql": "to_char(timestamp 'epoch' + {0} * interval '1 microsecond', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from ssl import SSLContext
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -15,14 +18,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 
-from harnessd.errors import ConfigError
+from harnessd.errors import BadRequest, ConfigError
+from harnessd.server.certificate import Pem, expiry_warning, read, tls_context
 from harnessd.server.nearest import MAX_INT_BITS, printable, problem_lines, shown
+from harnessd.server.notices import TROUBLES, NoticeKind
+from harnessd.server.timespan import span_us
 
 MAX_CONFIG_DEPTH = 64
 MAX_SIZE_BYTES = 1 << 62
@@ -109,6 +117,52 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
+def _read_span(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return span_us(value, "it") / 1e6
+    except BadRequest:
+        raise ValueError(f'must be seconds, or a length such as "30s", "15m" or "1h", not {shown(value)}') from None
+
+
+def _check_url(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError('must be a URL that begins with "http://" or "https://", in ASCII and without spaces')
+    return url
+
+
+def _check_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name, value in headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+            raise ValueError(f"{shown(name)} cannot be the name of a header")
+        if not re.fullmatch(r"(?:[!-~](?:[ -~]*[!-~])?)?", value.get_secret_value()):
+            raise ValueError(f"{printable(name)} must be of ASCII characters, without spaces at its ends")
+    return headers
+
+
+def _check_program(argv: list[str], info: ValidationInfo) -> list[str]:
+    program, *arguments = [check_text(each) for each in argv]
+    folder = (info.context or {}).get("folder") or Path.cwd()
+    path = absolute(program, folder) if "/" in program else shutil.which(program)
+    if path is None or not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise ValueError(f"there is no program {printable(path or program)}")
+    return [str(path), *arguments]
+
+
+def _check_receivers(receivers: list[Notify]) -> list[Notify]:
+    names = [each.receiver for each in receivers]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f'has two that are named {twice!r}: give each a name of its own, as in name = "oncall"')
+    return receivers
+
+
 def _check_host(host: str) -> str:
     if not re.fullmatch(r"[\w.:%-]+", host, re.ASCII):
         raise ValueError(f'must be an address or a host name, such as "127.0.0.1" or "0.0.0.0", not {shown(host)}')
@@ -164,7 +218,36 @@ Journal = Literal["memory", "disk"]
 Control = Literal["messages", "signals"]
 KeepDays = Annotated[float, Field(gt=0, le=1e6)]
 KeepRows = Annotated[int, Field(ge=1, le=MAX_SIZE_BYTES)]
+Patience = Annotated[float, Field(gt=0, le=86400)]
 MaxRate = Annotated[float, Field(gt=0, le=1e9)]
+Span = Annotated[
+    float,
+    BeforeValidator(_read_span),
+    Field(ge=0, le=1e9),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+]
+
+
+class Tls(Table):
+    """The certificate of the server and its key, both PEM files."""
+
+    cert: Folder = Field(description="the certificate, and those between it and its root behind it; PEM")
+    key: Folder = Field(description="the certificate's private key, not encrypted; PEM")
+
+    _pem: Pem = PrivateAttr()
+
+    def context(self) -> SSLContext:
+        """Return what a server needs to prove itself with what the files held when they were read."""
+        return tls_context(self._pem)
+
+    def warning(self) -> str | None:
+        """Return what is not right with the certificate, though it can be used."""
+        return expiry_warning(self.cert, self._pem)
+
+
+def _read_tls(tls: Tls) -> Tls:
+    tls._pem = read(tls.cert, tls.key)
+    return tls
 
 
 class Http(Table):
@@ -180,9 +263,35 @@ class Http(Table):
         description="names besides localhost and addresses that a request may give as its Host",
     )
     token: Annotated[SecretStr, AfterValidator(_check_token)] | None = Field(
-        default=None, description="bearer token asked of everybody but loopback peers; without one nobody else gets in"
+        default=None, description="a bearer token with the role admin, beside those of `harnessd token`"
+    )
+    trust_loopback: bool = Field(
+        default=True, description="whether peers on the loopback get in without a token; false for a shared host"
+    )
+    tls: Annotated[Tls, AfterValidator(_read_tls)] | None = Field(
+        default=None, description="certificate and key; with them, https is spoken and http is not"
     )
     max_body_bytes: Size = Field(default=1_000_000, description="largest request body; bytes")
+    max_header_bytes: Size = Field(
+        default=32_768, ge=1024, le=1 << 20, description="largest request line and headers together; bytes"
+    )
+    max_headers: int = Field(default=100, ge=10, le=1000, description="headers that a request may have")
+    header_seconds: Patience = Field(
+        default=10.0, description="time that a request's headers may take to come, and a TLS handshake; seconds"
+    )
+    body_seconds: Patience = Field(default=60.0, description="time that a request's body may take to come; seconds")
+    idle_seconds: Patience = Field(
+        default=60.0, description="time that a connection may wait for a request before it is closed; seconds"
+    )
+    send_seconds: Patience = Field(
+        default=120.0, description="time in which a client must take something of its answer; seconds"
+    )
+    max_connections: int = Field(
+        default=2000, ge=1, le=1_000_000, description="connections over TCP; those to the Unix socket count apart"
+    )
+    max_connections_per_peer: int = Field(
+        default=500, ge=1, le=1_000_000, description="connections from one address, of IPv6 from one /64"
+    )
 
 
 class HistoryOverride(Table):
@@ -228,6 +337,56 @@ class Storage(Table):
     history: History = History()
 
 
+class Notify(Table):
+    """One who is told what happens to jobs: over HTTP, or by a program."""
+
+    name: Name | None = Field(
+        default=None, description="what the receiver is called; default: the URL's host, or the program's name"
+    )
+    url: Annotated[SecretStr, AfterValidator(_check_url)] | None = Field(
+        default=None, description="takes a POST of JSON, whose text a chat shows; never shown"
+    )
+    command: Annotated[list[str], Field(min_length=1), AfterValidator(_check_program)] | None = Field(
+        default=None, strict=False, description="program that reads the JSON from its stdin, and its arguments"
+    )
+    headers: Annotated[dict[str, SecretStr], AfterValidator(_check_headers)] = Field(
+        default={}, description="sent with the POST; never shown"
+    )
+    on: Annotated[list[NoticeKind], Field(min_length=1)] = Field(
+        default=["failed", "backoff", "oom", "hung", "unhealthy", "recovered"],
+        strict=False,
+        description="what is told",
+    )
+    jobs: list[str] = Field(default=["*"], strict=False, description="names of jobs, or patterns such as feed-*")
+    tags: list[Name] = Field(default=[], strict=False, description="only of jobs that have one of these tags")
+    remind: Annotated[Span, Field(gt=0)] | None = Field(
+        default=None, description="time after which what still fails is told again; seconds"
+    )
+    window: Annotated[Span, Field(le=86400)] = Field(
+        default=5.0, description="what happens within so long of the first goes with it, in one message; seconds"
+    )
+    timeout: Annotated[Span, Field(gt=0, le=3600)] = Field(
+        default=10.0, description="time that the receiver has for a message; seconds"
+    )
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        if (self.url is None) == (self.command is None):
+            raise ValueError("needs url or command, one of the two")
+        if self.headers and self.url is None:
+            raise ValueError("headers go with url, not with command")
+        if "recovered" in self.on and not set(TROUBLES).intersection(self.on):
+            raise ValueError(f"on has recovered, and none of what there is to recover from: {', '.join(TROUBLES)}")
+        return self
+
+    @property
+    def receiver(self) -> str:
+        """Return what it is called in events and in the outbox, which never have its URL."""
+        if self.name or not self.url:
+            return self.name or Path((self.command or [""])[0]).name
+        return str(urlsplit(self.url.get_secret_value()).hostname)
+
+
 class Settings(Storage):
     """What `harnessd.toml` says. Relative paths in it start at its folder."""
 
@@ -246,6 +405,17 @@ class Settings(Storage):
         le=86400,
         description="time between two samples of a run's cpu, rss, threads and fds; seconds",
     )
+    notify: Annotated[list[Notify], AfterValidator(_check_receivers)] = Field(
+        default=[], strict=False, description="who is told what happens to jobs"
+    )
+
+    def with_tls_of(self, other: Settings) -> Settings:
+        """Return these settings with the certificate of others: it takes no new server to put it in force."""
+        return self.model_copy(update={"http": self.http.model_copy(update={"tls": other.http.tls})})
+
+    def warnings(self) -> list[str]:
+        """Return what is not right, though it can be used."""
+        return [found for found in (self.http.tls and self.http.tls.warning(),) if found]
 
 
 class ScriptSettings(Storage):

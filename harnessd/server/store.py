@@ -25,10 +25,11 @@ from harnessd.errors import StoreError
 from harnessd.server import schema
 from harnessd.server.backlog import Backlog, Waiting
 from harnessd.server.database import Database, Trouble
-from harnessd.server.health import Health
+from harnessd.server.health import CommitTimes, Health
 from harnessd.server.known import Known
 from harnessd.server.records import Event, Keep, Loaded, Record, StatusRow
 from harnessd.server.retention import Trim
+from harnessd.server.shapes import Storage
 from harnessd.server.tape import Line
 from harnessd.server.writer import Lines, Writer, Written
 
@@ -163,7 +164,7 @@ class Store:
         """Why nothing can be stored now."""
         return self._health.error
 
-    def health(self) -> dict[str, object]:
+    def health(self) -> Storage:
         """Return whether storage works (`ok`, `error`, `since_us`), what waits, and figures of the commits."""
         with self._wake:
             return {
@@ -173,6 +174,10 @@ class Store:
                 "dropped": self._backlog.dropped,
                 "wal_bytes": self._database.wal_bytes(),
             }
+
+    def commit_times(self) -> CommitTimes:
+        with self._wake:
+            return self._health.commit_times()
 
     def trim(self, now_us: int, keep: Keep, by_job: Mapping[str, Keep] | None = None) -> Future[int]:
         """Forget what is older or more than is kept, in small steps; the future says how many rows that were."""

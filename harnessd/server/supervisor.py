@@ -21,11 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from harnessd import tree
 from harnessd.errors import (
-    AmbiguousJob,
     BadData,
     KeeperLost,
     MailboxFull,
-    NoSuchJob,
     NotRead,
     Refused,
     SpawnFailed,
@@ -35,10 +33,12 @@ from harnessd.errors import (
 )
 from harnessd.server import policy
 from harnessd.server.adoption import Adopted
+from harnessd.server.checks import Checks
 from harnessd.server.definition import Definition
 from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
+from harnessd.server.finding import find
+from harnessd.server.hangs import Hangs
 from harnessd.server.host import Host, LiveRun
-from harnessd.server.nearest import did_you_mean
 from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
 from harnessd.server.records import Event, Record, RunEnded, RunStarted, Sample
@@ -50,6 +50,7 @@ _SETTLE_S = 0.5
 if TYPE_CHECKING:
     from harnessd.server.logs import Logs  # of files that a script does not have
 
+_SAMPLED_AT_ONCE = 50  # runs: every store of samples is a commit
 _OUTBOX = 256  # commands that may wait for a run that is being forked: about what a mailbox holds
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Supervisor:
         self.default_job: str | None = None
         self.when_stored: Callable[[Callable[[], None]], None] = _at_once  # calls it once all recorded so far is stored
         self.ending = False
+        self._hangs = Hangs(self._note, self.apply)
+        self._checks = Checks(self._note, self.apply)
         self._tasks: set[asyncio.Task[None]] = set()
         host.on_exit = self._on_exit
 
@@ -137,18 +140,24 @@ class Supervisor:
             self.apply(entry, policy.ShutDown(), "the daemon ends")
 
     def tick(self) -> None:
-        """Look at the pulses and at the lengths of the logs; to be called every second."""
+        """Look at the pulses, the checks and the lengths of the logs; to be called every second."""
+        now = time.monotonic()
         for entry in self._entries.values():
             if entry.live:
                 entry.live.look_at_pulse()
+            self._hangs.look(entry, now)
+            self._checks.look(entry, now)
         if self.logs:
             specs = (entry.definition.spec for entry in self._entries.values())
             self.logs.tick([(spec.name, spec.log) for spec in specs if spec])
 
     def sample(self, part: int, parts: int) -> None:
-        """Record what the runs use, of one part of the jobs."""
+        """Record what the runs use, of one part of the jobs; of few jobs that is nothing in most parts."""
         now_us = _now_us()
-        for entry in list(self._entries.values())[part::parts]:
+        every = max(1, parts * _SAMPLED_AT_ONCE // max(1, len(self._entries)))
+        if part % every:
+            return
+        for entry in list(self._entries.values())[part // every :: -(-parts // every)]:
             figures = entry.live.sampler.sample() if entry.live else None
             if entry.live and figures:
                 used = (figures.cpu_percent, figures.rss_bytes, figures.threads, figures.fds)
@@ -157,26 +166,13 @@ class Supervisor:
     def entries(self) -> Iterable[Entry]:
         return self._entries.values()
 
+    def backlog_bytes(self, entry: Entry) -> int:
+        """Return how much the job's run has written that is not stored yet."""
+        return self._reader.backlog_bytes(entry.live.run) if self._reader and entry.live else 0
+
     def find(self, name: str | None) -> Entry:
         """Return the job; without a name the default or only one. Raise NoSuchJob, AmbiguousJob."""
-        if name is None:
-            return self._find_default()
-        entry = self._entries.get(name)
-        if entry is None:
-            raise NoSuchJob(
-                f"cannot find {name[:100]!r}: no such job{did_you_mean(name, self._entries)}", job=name[:100]
-            )
-        return entry
-
-    def _find_default(self) -> Entry:
-        if self.default_job in self._entries:
-            return self._entries[self.default_job]
-        if len(self._entries) == 1:
-            return next(iter(self._entries.values()))
-        if not self._entries:
-            raise NoSuchJob("cannot find a job: there is none")
-        names = ", ".join(f"/jobs/{name}" for name in sorted(self._entries)[:10])
-        raise AmbiguousJob(f"cannot tell which job is meant: there are {len(self._entries)}; name it: {names}")
+        return find(name, self._entries, self.default_job)
 
     # the verbs
 
@@ -197,6 +193,15 @@ class Supervisor:
         return replace(receipt, state=entry.job.state, read=True)
 
     def _command(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
+        try:
+            receipt, unread = self._commanded(entry, event, data, actor)
+        except Refused:
+            entry.commands["refused"] += 1
+            raise
+        entry.commands["queued" if unread else "done"] += 1
+        return receipt, unread
+
+    def _commanded(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
         verb = _verb(event)
         if entry.withdrawn:
             raise WrongState(f"cannot {verb} {entry.name!r}: its file is gone", job=entry.name, state=entry.job.state)
@@ -238,6 +243,7 @@ class Supervisor:
         number = self.next_id()
         self._note(entry, "command", actor, {"id": number, "verb": "kill", "data": None, "queued": False})
         step = policy.step(entry.job, policy.KillAsked(grace_s), time.monotonic(), entry.definition.rules)
+        entry.commands["refused" if step.refused else "done"] += 1
         if step.refused:
             raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         ended = entry.gone()
@@ -288,7 +294,8 @@ class Supervisor:
         if before.state != step.job.state:
             data = {"from": before.state, "to": step.job.state, "want": step.job.want, "why": why}
             self._note(entry, "state", None, data)
-            _log.info("%s: %s -> %s (%s)", entry.name, before.state, step.job.state, why)
+            told = {"job": entry.name, "state": step.job.state, "before": before.state, "why": why}
+            _log.info("state", extra=told)
         if before != step.job:
             self._put_job(entry)
         for action in step.actions:
@@ -378,10 +385,12 @@ class Supervisor:
             entry.spawning = False
             entry.told_spawned()
             del self._by_run[run]
-            _log.error("%s", error)
+            _log.error("%s", error, extra={"job": entry.name})
             unstarted = Exit(run, None, None, ExitReason.UNSTARTED, time.time(), str(error))
             self._over(entry, unstarted, policy.Ended(None, None, random.uniform(-1, 1)))
             return
+        if live.limits:
+            _log.info("limits", extra={"job": entry.name, "run": run, **live.limits})
         self.attach(entry, live)
 
     def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> None:
@@ -502,6 +511,7 @@ class Supervisor:
         unread = live.unread.pop(int(line.text), None) if line.text.isdecimal() else None
         if unread is None:
             return
+        entry.commands["read"] += 1
         unread.tell(True)
         if entry.live is live:
             self.apply(entry, policy.Read(unread.command), f"read {unread.command}")
@@ -532,10 +542,11 @@ class Supervisor:
 
     def _conclude(self, entry: Entry, live: Live, record: ExitRecord) -> None:
         """All that the run said is read, and nothing of it is left."""
-        ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1), record.mono_s)
+        ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1), record.mono_s, record.oom)
         why = policy.reason(entry.job, ended)
         self.record(run_ended(record, why))
         for unread in live.unread.values():
+            entry.commands["unread"] += 1
             self._note(entry, "unread", None, {"id": unread.id, "command": unread.command}, run=record.run)
             unread.tell(False)
         live.close()
@@ -545,7 +556,8 @@ class Supervisor:
 
     def _over(self, entry: Entry, exit: Exit, ended: policy.Ended) -> None:
         entry.last_exit = exit
-        _log.info("%s: run %s %s", entry.name, exit.run, exit.in_words)
+        entry.exits[exit.reason] += 1
+        _log.info("run ended", extra={"job": entry.name, "run": exit.run, "how": exit.in_words})
         self.apply(entry, ended, exit.in_words)
         entry.told_gone()
         self._forget_withdrawn(entry)

@@ -12,8 +12,10 @@ from harnessd.errors import BadRequest
 LATEST_US = 253_402_300_800_000_000  # the year 10000: no ISO time goes further
 
 _UNIT_US = {"ms": 10**3, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86_400 * 10**6, "w": 7 * 86_400 * 10**6}
-_SPAN = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d|w)", re.ASCII)
-_EPOCH = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
+SPAN = r"[0-9]{1,12}(?:\.[0-9]{1,3})?(?:ms|s|m|h|d|w)"
+EPOCH = r"[0-9]{1,11}(?:\.[0-9]{1,9})?"
+_SPAN = re.compile(f"(?={SPAN}$)([0-9.]+)([a-z]+)")
+_EPOCH = re.compile(EPOCH)
 _LOST_PLUS = re.compile(r"([T ][0-9:.]+) ([0-9]{2}:?[0-9]{2})")  # `+01:00` in a query whose + was not escaped
 _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,24 +24,23 @@ def moment_us(text: str, now_us: int, name: str) -> int:
     """Return the moment that the text names, in microseconds since the epoch.
 
     It is `now`, relative to now (`-15m`, `-7d`; units ms s m h d w), ISO 8601 (UTC unless it has an offset), or seconds
-    since the epoch. Raise BadRequest, naming the parameter.
+    since the epoch. What is before the epoch is the epoch. Raise BadRequest, naming the parameter.
     """
-    text = text.strip()
     if text == "now":
         return now_us
     if text.startswith("-") and (length := _span_us(text[1:])) is not None:
         return max(0, now_us - length)
     found = _epoch_us(text) if _EPOCH.fullmatch(text) else _iso_us(_LOST_PLUS.sub(r"\1+\2", text))
-    if found is None or not 0 <= found < LATEST_US:
+    if found is None:
         wanted = "it takes an ISO time (2026-01-31T08:00:00Z), seconds since the epoch, or a time ago (-15m, -7d)"
         hint = f"; did you mean '-{text[:60]}'?" if _span_us(text) is not None else ""
         raise BadRequest(f"cannot use {name}={text[:60]!r}: {wanted}{hint}")
-    return found
+    return min(max(0, found), LATEST_US - 1)
 
 
 def span_us(text: str, name: str) -> int:
     """Return the length of `60s`, `1.5h` or `500ms` in microseconds. Raise BadRequest, naming the parameter."""
-    length = _span_us(text.strip())
+    length = _span_us(text)
     if not length:
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes a length of time, as in 500ms, 60s, 15m, 2h or 7d")
     return length

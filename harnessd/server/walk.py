@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Join, Select, Table, literal_column, or_, select, union_all
@@ -19,6 +20,7 @@ from harnessd.server.asked import Asked, Path, What
 from harnessd.server.fields import named, pick
 from harnessd.server.rows import Json, Row
 from harnessd.server.timespan import iso
+from harnessd.server.tokens import matches
 
 CHUNK_ROWS = 250  # of all jobs, whose order is found in one go
 LIFE_MARGIN_US = 60_000_000  # a run's rows may bear times that much outside of its life, as clocks are corrected
@@ -37,7 +39,7 @@ class Source(NamedTuple):
 
 
 _status, _run, _event, _sample = schema.status.c, schema.run.c, schema.event.c, schema.sample.c
-_NAME = schema.job.c.name
+_NAME, _id = schema.job.c.name, schema.job.c.id
 SOURCES: dict[What, Source] = {
     "history": Source(
         schema.status,
@@ -83,6 +85,8 @@ Wheres = list[ColumnElement[bool]]
 
 def walk(connection: Connection, asked: Asked, limit: int) -> Generator[Found, None, None]:
     """Yield at most so many rows in their order."""
+    if asked.among is not None:
+        asked = replace(asked, job_ids=_matching(connection, asked.among))
     job_id = None if asked.job is None else job_id_of(connection, asked.job)
     if asked.job is None or job_id is not None:
         yield from walk_job(connection, asked, job_id, limit)
@@ -163,6 +167,8 @@ def wheres(source: Source, asked: Asked, job_id: int | None, window: Window, aft
     where: Wheres = []
     if job_id is not None:
         where.append((_unindexed(job_of) if walks_run else job_of) == job_id)
+    if asked.job_ids is not None:
+        where.append(_unindexed(job_of).in_(asked.job_ids))
     if asked.run is not None:
         where.append((source.run if walks_run else _unindexed(source.run)) == asked.run)
     if since is not None:
@@ -214,7 +220,8 @@ def _floor(connection: Connection, asked: Asked, window: Window, after: Key | No
     where += [one.c.at_us < window[1]] if window[1] is not None else []
     back = select(one.c.at_us).where(*where).order_by(*_order(asked, one.c.at_us, one.c.id)).limit(1)
     nth = (back.offset(number - 1).scalar_subquery() for number in (few, wanted))
-    reach = connection.execute(select(*nth).select_from(schema.job)).all()
+    jobs = select(*nth).select_from(schema.job)
+    reach = connection.execute(jobs if asked.job_ids is None else jobs.where(_id.in_(asked.job_ids))).all()
     fews = sorted((row[0] for row in reach if row[0] is not None), reverse=asked.descending)
     reaches = [row[1] for row in reach if row[1] is not None] + fews[many - 1 : many]
     if not reaches:
@@ -249,6 +256,10 @@ def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) 
     if kinds:
         query = query.where((_event.kind + "").in_(kinds))
     return query.order_by(_event.id).limit(limit)
+
+
+def _matching(connection: Connection, globs: Sequence[str]) -> tuple[int, ...]:
+    return tuple(row.id for row in connection.execute(select(_id, _NAME)) if matches(row.name, globs))
 
 
 def job_id_of(connection: Connection, name: str) -> int | None:

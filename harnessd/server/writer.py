@@ -13,12 +13,24 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import Connection, Table, delete, not_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from harnessd.server import desired, schema
-from harnessd.server.records import Event, JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted, Sample
+from harnessd.server.records import (
+    Event,
+    JobRow,
+    JournalDone,
+    Loaded,
+    Notice,
+    NoticesDone,
+    Record,
+    RunEnded,
+    RunStarted,
+    Sample,
+    TroublesOver,
+)
 from harnessd.server.tape import Line
 
 _ROWS_A_STATEMENT = 4096  # times seven columns: SQLite and PostgreSQL allow some 32,000 values
@@ -63,6 +75,9 @@ class Writer:
             JournalDone: self._journal_done,
             Event: lambda event: self._events.append(event),
             Sample: lambda sample: self._samples.append(sample),
+            Notice: self._notice,
+            NoticesDone: lambda done: self._settle(done.ids, waiting=False),
+            TroublesOver: lambda over: self._settle(over.ids, lasting=False),
         }
         with connection.begin():
             self._jobs: dict[str, int] = {
@@ -130,6 +145,15 @@ class Writer:
     def _journal_done(self, done: JournalDone) -> None:
         self.connection.execute(update(schema.run).where(schema.run.c.id == done.run).values(journal_done=True))
         self._runs.pop(done.run, None)
+
+    def _notice(self, notice: Notice) -> None:
+        self.connection.execute(self._insert(schema.outbox).values(asdict(notice)).on_conflict_do_nothing())
+
+    def _settle(self, ids: Sequence[int], **values: bool) -> None:
+        """Note it of these notices, and forget those that nothing more is to become of."""
+        columns, which = schema.outbox.c, schema.outbox.c.id.in_(ids)
+        self.connection.execute(update(schema.outbox).where(which).values(values))
+        self.connection.execute(delete(schema.outbox).where(which, not_(columns.waiting), not_(columns.lasting)))
 
     def _run(self, run: int) -> _Run | None:
         if run not in self._runs:

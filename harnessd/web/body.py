@@ -22,7 +22,6 @@ from harnessd.errors import BadRequest, TooLarge
 MAX_DEPTH = 64
 MAX_LITERAL_CHARS = 16 * 1024  # typed by hand; walking this many takes some 40 ms
 MAX_INT_BITS = 2048  # under the 640 digits that every Python prints, however it is set up
-MAX_DURATION_S = 3600.0
 
 _ESCAPE = r"""\\(?:[\\'"abfnrtv]|0(?![0-7])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"""
 _TOKEN = re.compile(
@@ -40,8 +39,19 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ms|s|m|h)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+# Lengths of time from 0 to an hour: for each unit its seconds, the whole numbers under an hour, and the hour.
+_UNITS = (
+    ("ms", 0.001, "[0-9]{1,6}|[12][0-9]{6}|3[0-5][0-9]{5}", "3600000"),
+    ("s?", 1.0, "[0-9]{1,3}|[12][0-9]{3}|3[0-5][0-9]{2}", "3600"),
+    ("m", 60.0, "[0-5]?[0-9]", "60"),
+    ("h", 3600.0, "0", "1"),
+)
+_PART = r"\.[0-9]{1,9}"
+DURATION = "|".join(
+    rf"(?:(?:{under})(?:{_PART})?|{_PART}|{hour}(?:\.0{{1,9}})?){unit}" for unit, _, under, hour in _UNITS
+)
+_DURATION = re.compile(f"(?=(?:{DURATION})$)([0-9.]+)([a-z]*)")
+_UNIT_S = {unit.strip("?"): seconds for unit, seconds, _, _ in _UNITS} | {"": 1.0}
 
 # Where a value lies: (where its container lies, its key or index) or None at the top; spelt out only for an error.
 _Where = tuple[Any, str | int] | None
@@ -67,12 +77,11 @@ def command_data(body: bytes, query: Sequence[tuple[str, str]], reserved: frozen
 
 def duration(text: str, name: str) -> float:
     """Seconds in `5`, `0.5`, `5s`, `500ms`, `2m` or `1h`, from 0 to 3600. Raises BadRequest, naming the parameter."""
-    found = _DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * _UNIT_S[found[2]] if found else math.nan
-    if not 0 <= seconds <= MAX_DURATION_S:
+    found = _DURATION.fullmatch(text)
+    if found is None:
         wanted = "seconds, as in 5, 0.5, 500ms or 2m, from 0 to 3600"
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes {wanted}")
-    return seconds
+    return float(found[1]) * _UNIT_S[found[2]]
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,15 @@ from starlette.types import Receive, Scope
 
 from harnessd.errors import BadRequest
 from harnessd.server.entry import Entry
+from harnessd.server.finding import find, no_such_job
+from harnessd.server.health import CommitTimes
+from harnessd.server.shapes import Health
 from harnessd.server.supervisor import Supervisor
+from harnessd.server.tally import Tally
+from harnessd.server.tokens import TokenReader
 from harnessd.web.body import command_data, duration, read_body
 from harnessd.web.follow import Followers
+from harnessd.web.guard import Visitor
 
 if TYPE_CHECKING:
     from harnessd.server.history import History  # loads SQL, which a script does without
@@ -34,12 +40,15 @@ class Context:
     """What all requests share."""
 
     supervisor: Supervisor
-    health: Callable[[], dict[str, Any]]
+    health: Callable[[], Health]
     max_body_bytes: int
     storage_error: Callable[[], str | None] = _sound  # why nothing can be stored now
     reload: Callable[[], Awaitable[dict[str, Any]]] | None = None
     history: History | None = None
     followers: Followers | None = None
+    commit_times: Callable[[], CommitTimes] | None = None
+    tally: Tally = field(default_factory=Tally)
+    tokens: TokenReader | None = None  # those that were made; beside the one in the settings
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # answers that have no end must end now
 
 
@@ -50,17 +59,34 @@ class Call:
         self.supervisor = context.supervisor
         self.context = context
         self.scope = scope
+        self.visitor: Visitor = scope["state"]["visitor"]
         self._receive = receive
         self._body: bytes | None = None
 
     @property
     def actor(self) -> str:
-        return str(self.scope["state"]["actor"])
+        return self.visitor.actor
 
     @cached_property
     def entry(self) -> Entry:
         """The job that the path names; without one the default or only job."""
-        return self.supervisor.find(self.scope["path_params"].get("name"))
+        return self.find(self.scope["path_params"].get("name"))
+
+    def entries(self) -> Iterable[Entry]:
+        """Return the jobs that the visitor may see."""
+        entries = self.supervisor.entries()
+        return entries if self.visitor.jobs is None else [entry for entry in entries if self.visitor.sees(entry.name)]
+
+    def find(self, name: str | None) -> Entry:
+        """Return the job, as if there were only those that the visitor may see. Raises NoSuchJob, AmbiguousJob."""
+        if self.visitor.jobs is None:
+            return self.supervisor.find(name)
+        return find(name, {entry.name: entry for entry in self.entries()}, self.supervisor.default_job)
+
+    def check_seen(self, name: str) -> None:
+        """Raise NoSuchJob for a job that the visitor may not see, whether or not there is one."""
+        if not self.visitor.sees(name):
+            raise no_such_job(name, [entry.name for entry in self.entries()])
 
     @cached_property
     def query(self) -> list[tuple[str, str]]:
@@ -96,7 +122,7 @@ class Call:
         return other
 
 
-def answer(body: Mapping[str, Any], status: int = 200) -> Response:
+def answer(body: Mapping[str, object], status: int = 200) -> Response:
     """The body as JSON. Escaped to ASCII: a status may hold half a surrogate pair, which UTF-8 cannot."""
     text = json.dumps(body, separators=(",", ":"), default=str)
     return Response(text.encode("ascii") + b"\n", status, media_type="application/json")

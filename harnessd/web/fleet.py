@@ -9,10 +9,14 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 
 from harnessd import __version__
-from harnessd.errors import BadRequest, ConfigError, Refused, Unavailable, WrongState
+from harnessd.errors import BadData, BadRequest, ConfigError, Refused, Unavailable, WrongState
 from harnessd.server import bodies
 from harnessd.server.entry import Entry
+from harnessd.server.nearest import did_you_mean
+from harnessd.server.shapes import Index, Jobs, Result, Results
+from harnessd.states import State
 from harnessd.web.call import Call, answer
+from harnessd.web.operations import OBJECT, Operation
 from harnessd.web.problem import problem
 
 ALL = "all"  # in place of a name: every job
@@ -23,19 +27,31 @@ async def jobs(call: Call) -> Response:
     if full not in (None, "0", "1"):
         raise BadRequest(f"cannot use full={full[:60]!r}: it takes 1 or 0")
     line = bodies.summary_in_full if full == "1" else bodies.summary
-    return answer({"jobs": [line(entry) for entry in _chosen(call)]})
+    body: Jobs = {"jobs": [line(entry) for entry in _chosen(call)]}
+    return answer(body)
 
 
-async def each(call: Call, handler: Callable[[Call], Awaitable[Response]]) -> Response:
+async def each(call: Call, handler: Callable[[Call], Awaitable[Response]], operation: Operation) -> Response:
     """What the handler answers for every job, or for those with `?tag=`; one result a job, with its own status."""
-    await call.data()
+    await _check(call, operation)
     entries = _chosen(call)
     responses = await asyncio.gather(*(_answered(call.of(entry), handler) for entry in entries))
-    results = [
+    results: list[Result] = [
         {"job": entry.name, "status_code": response.status_code, "body": json.loads(bytes(response.body))}
         for entry, response in zip(entries, responses, strict=True)
     ]
-    return answer({"results": results}, 207)
+    body: Results = {"results": results}
+    return answer(body, 207)
+
+
+async def _check(call: Call, operation: Operation) -> None:
+    """Raise BadRequest or BadData for what is wrong with the request, which is not each job's to say."""
+    for parameter in operation.parameters:
+        text = call.parameter(parameter.name)
+        if text is not None:
+            parameter.verify(text)
+    if not isinstance(await call.data(), dict) and operation.data is OBJECT:
+        raise BadData("cannot configure: an object is wanted, as in {'key': value}")
 
 
 async def _answered(call: Call, handler: Callable[[Call], Awaitable[Response]]) -> Response:
@@ -47,9 +63,12 @@ async def _answered(call: Call, handler: Callable[[Call], Awaitable[Response]]) 
 
 def _chosen(call: Call) -> list[Entry]:
     tag, state = call.parameter("tag"), call.parameter("state")
+    if state is not None and state not in tuple(State):
+        hint = did_you_mean(state, tuple(State)) or f"; there are: {', '.join(State)}"
+        raise BadRequest(f"cannot use state={state[:60]!r}: no job has such a state{hint}")
     chosen = (
         entry
-        for entry in call.supervisor.entries()
+        for entry in call.entries()
         if (tag is None or tag in entry.definition.tags) and (state is None or state == entry.job.state)
     )
     return sorted(chosen, key=lambda entry: entry.name)
@@ -66,9 +85,12 @@ async def reload(call: Call) -> Response:
 
 async def healthz(call: Call) -> Response:
     health = call.context.health()
+    if call.context.tokens:
+        health["tokens"] = call.context.tokens.problem or "ok"
     return answer(health, 200 if health["status"] == "ok" else 503)
 
 
 async def index(call: Call) -> Response:
-    names = sorted(entry.name for entry in call.supervisor.entries())
-    return answer({"harnessd": __version__, "jobs": [f"/jobs/{name}" for name in names], "health": "/healthz"})
+    paths = [f"/jobs/{name}" for name in sorted(entry.name for entry in call.entries())]
+    body: Index = {"harnessd": __version__, "jobs": paths, "health": "/healthz", "contract": "/openapi.json"}
+    return answer(body)

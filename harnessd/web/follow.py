@@ -46,13 +46,15 @@ class Follower:
     kinds: Sequence[str]
     last_id: int | None  # the last event it has; None: whatever comes from now on
     actor: str = ""
+    sees: Callable[[str | None], bool] = lambda _: True  # whether it may hear of that job
     queue: deque[Event] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     behind: bool = False  # so much came at once that it is to be read from the database
     dropped: bool = False
 
     def wants(self, event: Event) -> bool:
-        return (self.job is None or event.job == self.job) and (not self.kinds or event.kind in self.kinds)
+        of_job = event.job == self.job if self.job is not None else self.sees(event.job)
+        return of_job and (not self.kinds or event.kind in self.kinds)
 
 
 class Followers:
@@ -181,6 +183,8 @@ class EventStream(Response):
     def _event(self, row: Row) -> str:
         """Return the event as the stream has it, and note that it was sent."""
         self._follower.last_id = row[1]
+        if not self._follower.sees(row[2]):
+            return ""
         (text,) = json_rows(COLUMNS["events"], [row])
         return f"id: {row[1]}\nevent: {row[4]}\ndata: {text}\n\n"
 

@@ -14,6 +14,7 @@ from harnessd.errors import BadRequest, NoSuchJob, WrongState
 from harnessd.server import asked, bodies
 from harnessd.server.asked import Asked, What
 from harnessd.server.rows import Page
+from harnessd.server.shapes import Status
 from harnessd.server.timespan import moment_us
 from harnessd.web import formats
 from harnessd.web.call import Call, answer
@@ -37,6 +38,7 @@ async def runs(call: Call) -> Response:
 
 async def events(call: Call) -> Response:
     job = await _job_or_all(call)
+    _id(call.header("last-event-id"))
     return await _follow(call, job) if _follows(call) else await _rows(call, "events", job)
 
 
@@ -49,12 +51,13 @@ async def status_at(call: Call, when: str) -> Response:
     at_us = moment_us(when, _now_us(), "at")
     name = await _job(call)
     row = await _history(call).status_at(name, at_us)
-    entry = call.entry if any(entry.name == name for entry in call.supervisor.entries()) else None
+    entry = call.entry if any(entry.name == name for entry in call.entries()) else None
     line = entry.last_status if entry else None
     if entry and line and line.at_us <= at_us and (row is None or (line.run, line.seq) > (row[2], row[3])):
         return answer(bodies.status(entry))  # it is not stored yet
     at, _, run, seq, text = row or (None, name, None, None, "null")
-    return answer({"job": name, "run": run, "seq": seq, "at": at, "status": json.loads(text)})
+    body: Status = {"job": name, "run": run, "seq": seq, "at": at, "status": json.loads(text)}
+    return answer(body)
 
 
 OVER_ALL = frozenset((history, events))  # with `all` for a name these answer once, with the rows of all jobs
@@ -86,8 +89,9 @@ async def _job_or_all(call: Call) -> str | None:
 
 
 async def _known(call: Call, name: str) -> str:
+    call.check_seen(name)
     try:
-        call.supervisor.find(name)
+        call.find(name)
     except NoSuchJob:
         kept = call.context.history
         if kept is None or not await kept.has_job(name):
@@ -109,6 +113,7 @@ async def _rows(call: Call, what: What, job: str | None) -> Response:
     shape = formats.chosen(call.parameter("format"), call.header("accept") or "")
     given = [(name, value) for name, value in call.query if name not in _taken(call, what)]
     wanted = asked.parse(what, job, given, _now_us(), all_rows=shape != "json")
+    wanted = replace(wanted, among=call.visitor.jobs if job is None else None)
     if shape != "json" and what in ("runs", "metrics") and call.scope["path_params"].get("name") == ALL:
         raise BadRequest(f"cannot answer in {shape} for each of all jobs: ask for one, or for JSON")
     kept = _history(call)
@@ -159,7 +164,7 @@ async def _follow(call: Call, job: str | None) -> Response:
         raise WrongState("cannot follow: a script keeps no history unless state_dir is set")
     followers.check_room()
     after = call.header("last-event-id") or values.get("cursor")
-    follower = Follower(job, asked.kinds(values.get("kind")), _id(after), call.actor)
+    follower = Follower(job, asked.kinds(values.get("kind")), _id(after), call.actor, call.visitor.sees)
     rows = await stored(followers.history, follower)
     return EventStream(followers, follower, rows, call.context.stopping)
 

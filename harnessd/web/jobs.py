@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from harnessd.server import bodies, policy
+from harnessd.errors import BadRequest
+from harnessd.server import bodies, policy, shapes, stack
+from harnessd.server.shapes import Heartbeat, Killed
 from harnessd.server.supervisor import Receipt
 from harnessd.web import history
 from harnessd.web.call import Call, answer
 
 
 async def hb(call: Call) -> Response:
-    body = bodies.heartbeat(call.entry)
-    body["storage"] = call.context.storage_error() or "ok"
+    body: Heartbeat = {**bodies.heartbeat(call.entry), "storage": call.context.storage_error() or "ok"}
     return answer(body, 200 if body["alive"] else 503)
 
 
 async def kill(call: Call) -> Response:
     entry, wait = call.entry, call.seconds("wait") != 0
     ended = await call.supervisor.kill(entry, grace_s=call.seconds("grace"), actor=call.actor, wait=wait)
-    body = {"job": entry.name, "verb": "kill", "state": entry.job.state, "exit": ended.shown() if ended else None}
+    how = ended.shown() if ended else None
+    body: Killed = {"job": entry.name, "verb": "kill", "state": entry.job.state, "exit": how}
     return answer(body, 200 if wait else 202)
 
 
@@ -64,6 +66,13 @@ async def status(call: Call) -> Response:
     return answer(bodies.status(call.entry)) if when is None else await history.status_at(call, when)
 
 
+async def show_stack(call: Call) -> Response:
+    whole = call.parameter("all")
+    if whole not in (None, "0", "1"):
+        raise BadRequest(f"cannot use all={whole[:60]!r}: it takes 1 or 0")
+    return answer(await stack.of(call.entry, whole=whole == "1"))
+
+
 async def show(call: Call) -> Response:
     return answer(bodies.whole(call.entry))
 
@@ -76,7 +85,7 @@ async def _ask(call: Call, event: policy.Event) -> Response:
 
 
 def _receipt(receipt: Receipt) -> Response:
-    body = {
+    body: shapes.Receipt = {
         "id": receipt.id,
         "job": receipt.job,
         "verb": receipt.verb,

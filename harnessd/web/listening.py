@@ -30,8 +30,8 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def url_of(host: str, port: int, *, tls: bool = False) -> str:
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def bind_unix(path: Path) -> socket.socket:

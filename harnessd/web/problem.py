@@ -32,6 +32,7 @@ STATUS: dict[type[Refused], int] = {
     errors.WrongState: 409,
     errors.AmbiguousJob: 409,
     errors.MailboxClosed: 409,
+    errors.NotPython: 409,
     errors.TooLarge: 413,
     errors.BadData: 422,
     errors.MailboxFull: 429,
@@ -44,6 +45,9 @@ HEADERS: dict[int, dict[str, str]] = {
     429: {"retry-after": "1"},
     503: {"retry-after": "1"},
 }
+# What no class of error stands for.
+_OTHER_KINDS = {400: "client-gone", 500: "internal-error"}
+_BY_HTTP = (405, 414, 429, 431)
 # HTTPStatus has other phrases for these in Python 3.11 and 3.12 than in 3.13.
 TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 SHOWN_PATH_CHARS = 120
@@ -54,6 +58,16 @@ logger = logging.getLogger(__name__)
 def status_of(error: Refused) -> int:
     """The HTTP status of a refusal: its class's, or the nearest base class's."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def kinds() -> dict[int, list[str]]:
+    """Every kind of problem that a request can be answered with, by its status."""
+    found = [(status, cls.kind) for cls, status in STATUS.items() if cls is not Refused]
+    found += [*_OTHER_KINDS.items(), *((status, _slug(title(status))) for status in _BY_HTTP)]
+    by_status: dict[int, list[str]] = {}
+    for status, kind in sorted(found):
+        by_status.setdefault(status, []).append(kind)
+    return by_status
 
 
 def problem(error: Refused, instance: str | None = None) -> Response:
@@ -72,9 +86,9 @@ def response_for(exc: Exception, *, path: str = "", routes: Sequence[str] = ()) 
     if isinstance(exc, HTTPException):
         return _http_response(exc, path, routes)
     if isinstance(exc, ClientDisconnect):  # nobody is left to read this, and nothing here is broken
-        return _response(400, "client-gone", "the client went away before its request was complete")
+        return _response(400, _OTHER_KINDS[400], "the client went away before its request was complete")
     logger.error("cannot answer %r: unexpected %s", path[:SHOWN_PATH_CHARS], type(exc).__name__, exc_info=exc)
-    return _response(500, "internal-error", "cannot answer: an error inside harnessd, whose log has the traceback")
+    return _response(500, _OTHER_KINDS[500], "cannot answer: an error inside harnessd, whose log has the traceback")
 
 
 def nearest(path: str, routes: Sequence[str]) -> list[str]:
@@ -99,10 +113,11 @@ def _http_response(exc: HTTPException, path: str, routes: Sequence[str]) -> Resp
     detail = exc.detail
     if exc.status_code == 405:
         detail = f"cannot use this method on {shown or 'this path'}: allowed are {headers.get('allow', 'others')}"
-    return _response(exc.status_code, _slug(_title(exc.status_code)), detail, headers=headers)
+    return _response(exc.status_code, _slug(title(exc.status_code)), detail, headers=headers)
 
 
-def _title(status: int) -> str:
+def title(status: int) -> str:
+    """The status in words."""
     return TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -117,7 +132,7 @@ def _response(
     more: Mapping[str, str | None] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    body: dict[str, object] = {"type": "about:blank", "title": _title(status), "status": status}
+    body: dict[str, object] = {"type": "about:blank", "title": title(status), "status": status}
     body |= {"detail": detail, "kind": kind}
     body |= {key: value for key, value in (more or {}).items() if value is not None}
     sent = {**HEADERS.get(status, {}), **(headers or {})}

@@ -4,18 +4,76 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import resource
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from harnessd.server.settings import Http, Tls
+from harnessd.web.connection import Connection
+from harnessd.web.door import Door
 from harnessd.web.listening import BACKLOG
+from harnessd.web.room import Room
 
 _DRAIN_S = 5  # how long requests under way may take once the end is near
+_TICKS_A_CHECK = 10  # of uvicorn's, ten a second
+_MOST_UNSENT_BYTES = 256 << 20  # that all clients together may leave lying
 
 
 class _Uvicorn(uvicorn.Server):
+    """Serves `sockets`; a Unix socket is its owner's alone, has room of its own and no TLS."""
+
+    def __init__(self, config: uvicorn.Config, http: Http) -> None:
+        super().__init__(config)
+        self._http = http
+        self._tls = http.tls.context() if http.tls else None
+        self._doors: list[Door] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan = self.config.lifespan_class(self.config)
+        most, of_peer = self._http.max_connections, self._http.max_connections_per_peer
+        outside, inside = Room(most, of_peer), Room(most, most)
+        for listening in sockets or []:
+            local = listening.family == socket.AF_UNIX
+            self._doors.append(self._door(listening, inside if local else outside, local=local))
+        self.servers = self._doors  # type: ignore[assignment]  # closed by uvicorn at the end
+        self.started = True
+
+    def _door(self, listening: socket.socket, room: Room, *, local: bool) -> Door:
+        def make(peer: str) -> Connection:
+            return Connection(self.config, self.server_state, peer, room, self._http)
+
+        handshake_s = self._http.header_seconds
+        if local:
+            return Door(listening, room, make, handshake_s=handshake_s)
+        spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4  # for runs, files and the Unix socket
+        return Door(listening, room, make, handshake_s=handshake_s, tls=self._tls, spare_fds=spare)
+
+    def renew_tls(self, tls: ssl.SSLContext | None) -> None:
+        for door in self._doors:
+            if not door.is_local:
+                door.tls = tls
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_CHECK == 0:
+            self._check_connections()
+        return await super().on_tick(counter)
+
+    def _check_connections(self) -> None:
+        now = asyncio.get_running_loop().time()
+        connections = [each for each in self.server_state.connections if isinstance(each, Connection)]
+        unsent = {connection: connection.check(now) for connection in connections}
+        too_many = sum(unsent.values()) - _MOST_UNSENT_BYTES
+        if too_many > 0:
+            for connection in sorted(unsent, key=lambda each: each.taken_at):
+                if too_many > 0 and unsent[connection]:
+                    connection.cut()
+                    too_many -= unsent[connection]
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # whoever runs the loop handles signals
@@ -24,9 +82,15 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Serves until it is stopped."""
 
-    def __init__(self, app: ASGIApp, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        sockets: list[socket.socket],
+        http: Http = Http(),  # noqa: B008 - never changed
+    ) -> None:
         config = uvicorn.Config(
             app,
+            interface="asgi3",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -35,9 +99,10 @@ class HttpServer:
             ws="none",
             http="httptools",
             backlog=BACKLOG,
+            timeout_keep_alive=math.ceil(http.idle_seconds),
             timeout_graceful_shutdown=_DRAIN_S,
         )
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(config, http)
         self._sockets = sockets
         self._task: asyncio.Task[None] | None = None
 
@@ -48,6 +113,10 @@ class HttpServer:
             await asyncio.sleep(0.001)
         if self._task.done():
             self._task.result()
+
+    def renew_tls(self, tls: Tls | None) -> None:
+        """Have the connections to come made with this certificate; those there are go on as they are."""
+        self._server.renew_tls(tls.context() if tls else None)
 
     async def stop(self) -> None:
         """Finish the requests under way and close."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harnessd.errors import ConfigError
-from harnessd.server.jobspec import JobSpec, needs_restart
+from harnessd.server.jobspec import Check, JobSpec, Watchdog, needs_restart
 from harnessd.server.settings import HistoryOverride
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -70,6 +70,8 @@ def test_every_key_is_taken(folder: Path) -> None:
         backoff = {{first_s = 1, factor = 1, max_s = 1, jitter = 0, reset_after_s = 0}}
         kill_grace = 0.5
         control = "signals"
+        watchdog = {{pulse_seconds = 10, action = "notify"}}
+        check = {{command = ["true"], every = 5, timeout = 1, failures = 2, action = "notify"}}
         config = {{target_vol = 4.0}}
         limits = {{nofile = 64, nproc = 10, memory = "1GiB", core = 0, cpu_seconds = 60}}
         log = {{max_bytes = "1MB", keep = 0, compress = false, merge = false}}
@@ -87,10 +89,12 @@ def test_every_key_is_taken(folder: Path) -> None:
 
 
 def test_limits_are_handed_on_by_the_names_of_setrlimit() -> None:
-    limits = spec(limits={"nofile": 64, "nproc": 10, "memory": "1GiB", "core": 0, "cpu_seconds": 60}).limits.rlimits()
-    assert limits == {"nofile": 64, "nproc": 10, "as": 1 << 30, "core": 0, "cpu": 60}
+    limits = spec(limits={"nofile": 64, "nproc": 10, "core": 0, "cpu_seconds": 60}).limits.rlimits()
+    assert limits == {"nofile": 64, "nproc": 10, "core": 0, "cpu": 60}
     assert all(hasattr(resource, f"RLIMIT_{name.upper()}") for name in limits)
-    assert spec().limits.rlimits() == {}
+    assert spec().limits.rlimits() == {} == spec().limits.caps()
+    whole = {"memory": "1GiB", "cpu": 0.5, "pids": 9}
+    assert spec(limits=whole).limits.caps() == {"memory": 1 << 30, "cpu": 0.5, "pids": 9}
 
 
 def test_a_command_is_controlled_by_signals_unless_it_says_otherwise() -> None:
@@ -292,11 +296,12 @@ def test_the_digest_is_the_same_in_every_process() -> None:
 
 def test_every_key_is_described_and_documented() -> None:
     page = Path(__file__).parents[2].joinpath("docs/config.md").read_text()
-    tables = {"backoff", "limits", "log", "history"}
+    tables = {"backoff", "limits", "log", "history", "watchdog", "check"}
     for key in set(JobSpec.model_fields) - {"name", "file"} - tables:
         assert re.search(rf"^\| `{key}` \|", page, re.MULTILINE), key
         assert JobSpec.model_fields[key].description, key
     for table in tables:
-        inner = HistoryOverride if table == "history" else type(JobSpec.model_fields[table].default)
+        optional = {"history": HistoryOverride, "watchdog": Watchdog, "check": Check}
+        inner = optional.get(table) or type(JobSpec.model_fields[table].default)
         for key in inner.model_fields:
             assert re.search(rf"^\| `{table}\.{key}` \|", page, re.MULTILINE), key

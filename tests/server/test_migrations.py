@@ -66,7 +66,7 @@ def describe(connection: Connection, table: str) -> list[object]:
     return [*rows, without_rowid]
 
 
-@pytest.mark.parametrize("version", ["0001"])
+@pytest.mark.parametrize("version", ["0001", "0002"])
 def test_every_old_schema_is_upgraded(connection: Connection, version: str) -> None:
     command.upgrade(migrations.config(connection), version)
     migrations.upgrade(connection)

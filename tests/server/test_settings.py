@@ -39,7 +39,17 @@ def test_an_empty_file_gives_the_defaults() -> None:
         "port": 2222,
         "allowed_hosts": [],
         "token": None,
+        "trust_loopback": True,
+        "tls": None,
         "max_body_bytes": 1_000_000,
+        "max_header_bytes": 32_768,
+        "max_headers": 100,
+        "header_seconds": 10,
+        "body_seconds": 60,
+        "idle_seconds": 60,
+        "send_seconds": 120,
+        "max_connections": 2000,
+        "max_connections_per_peer": 500,
     }
     assert parsed.history.model_dump() == {"keep_days": 90, "keep_rows_per_job": 10_000_000, "max_rate": 200}
     assert (parsed.state_dir, parsed.runtime_dir, parsed.database, parsed.default_job) == (None,) * 4
@@ -58,6 +68,7 @@ def test_every_key_is_taken() -> None:
         sample_seconds = 2
         http = {host = "::", port = 0, allowed_hosts = ["box.example"], token = "s3cret", max_body_bytes = "1.5 MB"}
         history = {keep_days = 1.5, keep_rows_per_job = 10, max_rate = 5}
+        notify = [{command = ["true"]}]
     """
     parsed = Settings.parse(tomllib.loads(text), "harnessd.toml", text, folder=Path("/etc/harnessd"))
     assert parsed.state_dir == Path("/etc/state")
@@ -268,4 +279,4 @@ def dotted_keys(model: type[BaseModel]) -> list[str]:
 def test_every_key_is_described_and_documented() -> None:
     page = Path(__file__).parents[2].joinpath("docs/config.md").read_text()
     for key in {*dotted_keys(Settings), *dotted_keys(ScriptSettings), *HistoryOverride.model_fields}:
-        assert re.search(rf"^\| `([a-z_.]+\.)?{key}` \|", page, re.MULTILINE), key
+        assert re.search(rf"^\| `([a-z_.]+\.)?{key}(\.[a-z_]+)?` \|", page, re.MULTILINE), key

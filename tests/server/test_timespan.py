@@ -35,7 +35,7 @@ def test_a_moment_is_iso_epoch_or_a_time_ago(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-", "soon", "-15", "-15y", "1768471200000", "2026-13-01", "10000-01-01", "1969-12-31", "²", "-1e3s"]
+    "text", ["", "-", "soon", "-15", "-15y", "1768471200000", "2026-13-01", "10000-01-01", "²", "1 ", "-1e3s"]
 )
 def test_what_is_no_moment_is_refused_by_the_parameters_name(text: str) -> None:
     with pytest.raises(BadRequest, match="cannot use until="):
@@ -49,6 +49,7 @@ def test_a_length_without_its_minus_gets_a_hint() -> None:
 
 def test_further_back_than_the_epoch_is_the_epoch() -> None:
     assert moment_us("-999999999w", NOW_US, "since") == 0
+    assert moment_us("1969-12-31", NOW_US, "since") == 0
 
 
 @pytest.mark.parametrize(("text", "us"), [("60s", 60_000_000), ("500ms", 500_000), ("1.5h", 5_400_000_000)])

@@ -188,6 +188,19 @@ def open_daemon() -> Iterator[Daemon]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_kill_ends_what_a_job_of_another_user_has_started(open_daemon: Daemon) -> None:
+    """Root without CAP_SYS_RESOURCE, as in a container, may not ask prlimit(2) about another user's process."""
+    daemon = open_daemon
+    script = 'setsid sleep 3600 & echo "{\\"status\\": $!}" >> $HARNESS_JOURNAL; wait'
+    daemon.job("shell", ["sh", "-c", script], user="nobody", cwd="/")
+    daemon.start()
+    sleeping = daemon.status("shell")
+    assert is_alive(sleeping)
+    assert daemon.get("/jobs/shell/kill").status_code == 200
+    assert ended(sleeping)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_a_job_of_another_user_has_its_identity_and_sees_nothing_of_the_others(open_daemon: Daemon) -> None:
     daemon = open_daemon
     daemon.job("root", "Idle")

@@ -347,7 +347,7 @@ def test_a_free_port_is_found_and_said(daemon: Daemon) -> None:
     daemon.settings()
     daemon.launch()
     until(lambda: "serving 1 jobs on http://127.0.0.1:" in daemon.log, "it says where it serves")
-    daemon.port = int(daemon.log.rpartition("http://127.0.0.1:")[2].split()[0])
+    daemon.port = int(daemon.log.rpartition("http://127.0.0.1:")[2].split('"')[0])
     assert daemon.health()["status"] == "ok"
     old = daemon.kill_server()
     daemon.wait_new_server(old)

@@ -25,6 +25,8 @@ from harnessd.web.app import make_app
 from harnessd.web.call import Context
 from harnessd.web.guard import GuardPolicy
 
+pytestmark = pytest.mark.usefixtures("every_answer_is_in_the_contract")
+
 
 class NoHost:
     """A host on which nothing can be started."""
@@ -107,10 +109,9 @@ def test_rows_are_of_the_job_that_is_named_or_of_all(store: Store, path: str, jo
     assert {row["job"] for row in answer.json()["rows"]} == jobs
 
 
-def test_runs_at_the_root_are_of_the_only_job_and_metrics_are_not_there(store: Store) -> None:
+def test_runs_at_the_root_are_of_the_only_job(store: Store) -> None:
     assert len(get(store, "/runs", "etl").json()["rows"]) == 4
     refused(get(store, "/runs"), 409, "ambiguous-job")
-    refused(get(store, "/metrics", "etl"), 404, "no-such-route")
 
 
 def test_runs_and_metrics_of_all_are_a_page_a_job(store: Store) -> None:
