@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: run test lint bench chaos clean
+.PHONY: run test lint bench chaos fuzz clean
 
 run: $(READY)
 	$(BIN)/harnessd serve config
@@ -22,10 +22,13 @@ bench: $(READY)
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos
 
+fuzz: $(READY)
+	HARNESSD_FUZZ=$${HARNESSD_FUZZ:-2000} $(BIN)/pytest --timeout 3600 tests/fuzz
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout ruff schemathesis types-psutil
+		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout ruff schemathesis
 	touch $(READY)
 
 clean:

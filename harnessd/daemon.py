@@ -123,9 +123,10 @@ class Daemon:
         settings = self._settings
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
-        _hold_lock(link, inventory, state, hello["pid"])
+        self._lock = _hold_lock(link, inventory, state, hello["pid"])
         listening = [_listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
+        self._journals = journals
         with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
             (state / "log").mkdir(mode=0o700, exist_ok=True)
         self._logs = Logs(state / "log")
@@ -291,6 +292,7 @@ class Daemon:
         if self._link.lost.is_set() and await _is_gone(self._hello["pid"]):
             _end_all(self._supervisor)
         context.stopping.set()
+        self._supervisor.leave()
         await server.stop()
         if context.history:
             context.history.close()
@@ -311,7 +313,7 @@ class Daemon:
         from harnessd.server.reading import Reader
 
         reader = Reader(store, self._on_stored)
-        store_left_over(reader, known, plan.lost, plan.passed, self._record)
+        store_left_over(reader, known, plan.lost, plan.passed, self._record, self._journals)
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed.run))
         await self._recall(self._supervisor, known)
@@ -449,15 +451,19 @@ class Daemon:
         return answer
 
 
-def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> None:
-    """Lock the state directory in the keeper's name; the keeper holds the lock from server to server."""
+def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> list[int]:
+    """Lock the state directory in the keeper's name; the keeper holds the lock from server to server.
+
+    So does each server to its end: one whose keeper was killed still writes, and the next daemon must wait for it.
+    """
     from harnessd.server import places
 
-    if "lock" not in inventory.stored:
-        fd = places.lock(state)
-        places.sign_lock(fd, keeper_pid)
-        link.store("lock", [fd])
-        os.close(fd)
+    if held := inventory.stored.get("lock"):
+        return held
+    fd = places.lock(state)
+    places.sign_lock(fd, keeper_pid)
+    link.store("lock", [fd])
+    return [fd]
 
 
 def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:

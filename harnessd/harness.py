@@ -360,7 +360,7 @@ def _store_left_over(archive: ScriptArchive, folder: Path, reader: Reader, super
 
     known = with_unstored(archive.known, folder, ())
     tree.end_all({run.mark for run in known.runs})
-    store_left_over(reader, known, known.runs, (), supervisor.record)
+    store_left_over(reader, known, known.runs, (), supervisor.record, folder)
     supervisor.seen_id(known.last_run)
 
 

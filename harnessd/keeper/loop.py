@@ -129,7 +129,7 @@ class Keeper:
             self._send(self._children.exits[child.spec.run].to_frame() | {"event": "exit"})
         if self._cgroups.due() <= time.monotonic():
             self._cgroups.tidy()
-        if self._ending and not self._children.live:
+        if self._ending and not self._children.live and not (self._zygote and self._zygote.waiting):
             self._finish()
         if self._server and self._exit_code is None:
             self._server.kill_if_due()
@@ -368,6 +368,8 @@ class Keeper:
         waiting = self._zygote.waiting.pop(run)
         pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pid
         self._answer(waiting.request, self._started(waiting.prepared.child(pid)))
+        if self._ending:  # it was asked for before the daemon was told to end
+            self._children.end(run, waiting.prepared.spec.kill_grace)
         if pid in self._unclaimed:
             self._children.reaped(pid, *self._unclaimed.pop(pid))
         if not self._zygote.waiting:
@@ -382,6 +384,9 @@ class Keeper:
         for waiting in zygote.waiting.values():
             pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
             try:
+                if self._ending:
+                    waiting.prepared.close(self._cgroups)
+                    raise SpawnFailed(f"cannot start {waiting.prepared.spec.job!r}: the daemon is ending")
                 answer = self._started(fork(waiting.prepared, self._pristine, self._cgroups))
             except SpawnFailed as error:
                 answer = Answer({"error": str(error)})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from harnessd.server.places import journals_in
+from harnessd.server.places import journal_of, journals_in
 from harnessd.server.policy import Ended, Job, reason
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
@@ -38,6 +38,7 @@ def store_left_over(
     lost: Iterable[RunStarted],
     passed: Iterable[ExitRecord],
     record: Callable[[Record], None],
+    journals: Path,
 ) -> None:
     """Read what is left in the journals of runs that ended before: those that the keeper's death has ended (`lost`),
     those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words."""
@@ -47,10 +48,12 @@ def store_left_over(
         record(run)
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
     unfinished = {run.id: run for run in known.runs}
-    ended = [each for each in passed if each.run in unfinished]
-    for each in ended:
+    ended = [each for each in passed if each.run not in known.ended]
+    started = [unfinished.get(each.run) or _started(each, journals) for each in ended]
+    for run, each in zip(started, ended, strict=True):
+        record(run)
         record(run_ended(each, reason(Job(), Ended(each.code, each.signal, oom=each.oom))))
-    for run in (*lost, *known.unread, *(unfinished[each.run] for each in ended)):
+    for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:
             tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)
@@ -59,3 +62,9 @@ def store_left_over(
             continue
         reader.follow(run.id, tape, path, lambda _: None, math.inf)
         reader.finish(run.id, lambda: None)
+
+
+def _started(ended: ExitRecord, journals: Path) -> RunStarted:
+    """Return what is to be stored of a run whose server died before it could store that it had started."""
+    path = journal_of(journals, ended.run)
+    return RunStarted(ended.run, ended.job, ended.pid, 0, 0, "", int((ended.at - ended.wall_s) * 1e6), str(path))

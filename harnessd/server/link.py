@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from harnessd.errors import KeeperLost, SpawnFailed, WireError
 from harnessd.job import pulse
 from harnessd.server.host import Inventory, LiveRun
 from harnessd.wire import PROTOCOL, ExitRecord, Frame, RunSpec
+
+_log = logging.getLogger(__name__)
 
 
 class Link:
@@ -122,7 +125,10 @@ class Link:
         except WireError:
             frames, alive = [], False
         for frame, fds in frames:
-            self._on_frame(frame, fds)
+            try:
+                self._on_frame(frame, fds)
+            except (WireError, KeyError, TypeError, ValueError, OSError):  # those behind it are to be heard
+                _log.exception("cannot use what the keeper says")
         if not alive:
             self._on_lost()
 

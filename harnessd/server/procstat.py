@@ -26,7 +26,7 @@ class Figures:
     rss_bytes: int
     threads: int
     fds: int
-    status: str  # running, sleeping, stopped, zombie, ... as psutil names it
+    status: str  # running, sleeping, stopped, zombie, ...; else the kernel's letter
 
 
 class Sampler:

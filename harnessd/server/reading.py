@@ -38,6 +38,8 @@ class LineStore(Protocol):
 
     def full(self) -> bool: ...
 
+    def flush(self) -> Future[Any]: ...
+
 
 @dataclass(slots=True)
 class _Journal:
@@ -65,17 +67,23 @@ class Reader:
         self._on_stored = on_stored  # the journal of a run that has ended is stored to its last line
         self._journals: dict[int, _Journal] = {}
         self._by_watch: dict[int, _Journal] = {}
+        self._closed = False
         self._inotify = INotify(nonblocking=True)
         asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_events)
 
     def follow(self, run: int, tape: Tape, path: Path, on_lines: Callable[[list[Line]], None], max_rate: float) -> None:
         """Read the run's journal from where the tape stands; at most `max_rate` statuses a second are stored."""
+        if self._closed:  # the server leaves, and the run was being forked: the next one adopts it
+            tape.close()
+            return
         journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), stored=(tape.offset, tape.lines))
         self._journals[run] = journal
         self._read(journal)
 
     def finish(self, run: int, on_end: Callable[[], None]) -> None:
         """Read to the end, as the run has ended; then call `on_end`."""
+        if self._closed:  # the next server hears of it, too
+            return
         journal = self._journals.get(run)
         if journal is None:
             on_end()
@@ -93,6 +101,7 @@ class Reader:
 
     def close(self) -> None:
         """Stop reading. What was not read stays in the journals for the next server."""
+        self._closed = True
         asyncio.get_running_loop().remove_reader(self._inotify.fileno())
         self._inotify.close()
         for journal in self._journals.values():
@@ -221,9 +230,19 @@ class Reader:
         if journal.ended and not journal.pending and not journal.behind and journal.run in self._journals:
             del self._journals[journal.run]
             journal.tape.close()
-            with suppress(FileNotFoundError):
-                os.unlink(journal.path)
-            self._on_stored(journal.run)
+            if self._store is None:
+                self._remove(journal)
+                return
+            # Of a run that said nothing, the journal may be all that there is until its row is stored.
+            loop = asyncio.get_running_loop()
+            self._store.flush().add_done_callback(lambda done: _in_loop(loop, self._remove, journal, done))
+
+    def _remove(self, journal: _Journal, stored: Future[Any] | None = None) -> None:
+        if stored and stored.exception():
+            return  # the store is closed: the next server reads it again
+        with suppress(FileNotFoundError):
+            os.unlink(journal.path)
+        self._on_stored(journal.run)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:

@@ -21,7 +21,7 @@ class Process(TypedDict):
     threads: int
     fds: int
     children: Annotated[int, Field(description="its descendants")]
-    status: Annotated[str, Field(description="as psutil names it: running, sleeping, stopped, zombie, ...")]
+    status: Annotated[str, Field(description="running, sleeping, stopped, zombie, ...")]
 
 
 class Pulse(TypedDict):

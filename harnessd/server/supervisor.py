@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harnessd import tree
 from harnessd.errors import (
@@ -41,12 +41,13 @@ from harnessd.server.hangs import Hangs
 from harnessd.server.host import Host, LiveRun
 from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
-from harnessd.server.records import Event, Record, RunEnded, RunStarted, Sample
+from harnessd.server.records import Event, JournalDone, Record, RunEnded, RunStarted, Sample
 from harnessd.server.tape import Line, Tape
 from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
 
 _SETTLE_S = 0.5
+T = TypeVar("T")
 if TYPE_CHECKING:
     from harnessd.server.logs import Logs  # of files that a script does not have
 
@@ -91,6 +92,7 @@ class Supervisor:
         self._last_id = 0
         self.default_job: str | None = None
         self.when_stored: Callable[[Callable[[], None]], None] = _at_once  # calls it once all recorded so far is stored
+        self._leaving = asyncio.Event()
         self.ending = False
         self._hangs = Hangs(self._note, self.apply)
         self._checks = Checks(self._note, self.apply)
@@ -251,17 +253,32 @@ class Supervisor:
         if not wait:
             return None
         if entry.live or entry.spawning:
-            await asyncio.shield(ended)
+            await self._outcome(entry, ended, "how it ended")
         await self._settle()
         return entry.last_exit
 
+    def leave(self) -> None:
+        """The server ends before its jobs do: tell whoever waits for one."""
+        self._leaving.set()
+
+    async def _outcome(self, entry: Entry, waits_for: asyncio.Future[T], what: str) -> T:
+        """Return the result. Raises Unavailable when the server leaves before."""
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        try:
+            await asyncio.wait((waits_for, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+        if waits_for.done():
+            return waits_for.result()
+        raise Unavailable(f"cannot tell of {entry.name!r} {what}: the server is leaving; ask again", job=entry.name)
+
     async def _wait_read(self, entry: Entry, unread: Unread | None, verb: str, wait_s: float) -> None:
-        waits_for = unread.read if unread else entry.spawned() if entry.spawning else None
+        waits_for: asyncio.Future[Any] | None = unread.read if unread else entry.spawned() if entry.spawning else None
         if waits_for is None:
             return
         try:
             async with asyncio.timeout(wait_s):
-                ended_unread = await asyncio.shield(waits_for) is False
+                ended_unread = await self._outcome(entry, waits_for, "whether it has read that") is False
         except TimeoutError:
             raise NotRead(
                 f"cannot tell that {entry.name!r} has read {verb}: not within {wait_s:g} s; it is still queued",
@@ -386,6 +403,8 @@ class Supervisor:
             entry.told_spawned()
             del self._by_run[run]
             _log.error("%s", error, extra={"job": entry.name})
+            outbox, entry.outbox = entry.outbox, []
+            self._left_unread(entry, [unread for unread, _ in outbox], run)
             unstarted = Exit(run, None, None, ExitReason.UNSTARTED, time.time(), str(error))
             self._over(entry, unstarted, policy.Ended(None, None, random.uniform(-1, 1)))
             return
@@ -490,6 +509,9 @@ class Supervisor:
         path = Path(live.info.journal)
         try:
             tape = Tape(path, live.run, offset=offset, lines=lines, counts_lines=entry.definition.counts_lines)
+        except FileNotFoundError:  # an earlier server has stored all of it, and died before it could note so
+            self.record(JournalDone(live.run))
+            return
         except OSError as error:
             _log.error("cannot read the journal of %r: %s", entry.name, error)
             return
@@ -545,14 +567,17 @@ class Supervisor:
         ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1), record.mono_s, record.oom)
         why = policy.reason(entry.job, ended)
         self.record(run_ended(record, why))
-        for unread in live.unread.values():
-            entry.commands["unread"] += 1
-            self._note(entry, "unread", None, {"id": unread.id, "command": unread.command}, run=record.run)
-            unread.tell(False)
+        self._left_unread(entry, live.unread.values(), record.run)
         live.close()
         entry.live = None
         self._over(entry, Exit(record.run, record.code, record.signal, why, record.at, live.error), ended)
         self.when_stored(lambda: self._host.acknowledge(record.run))
+
+    def _left_unread(self, entry: Entry, commands: Iterable[Unread], run: int) -> None:
+        for unread in commands:
+            entry.commands["unread"] += 1
+            self._note(entry, "unread", None, {"id": unread.id, "command": unread.command}, run=run)
+            unread.tell(False)
 
     def _over(self, entry: Entry, exit: Exit, ended: policy.Ended) -> None:
         entry.last_exit = exit

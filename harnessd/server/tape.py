@@ -15,6 +15,7 @@ import os
 import re
 import time
 from itertools import count
+from math import isinf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -223,11 +224,18 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if isinf(value):
+        raise ValueError(f"{text[:20]} is past the range of a double: nobody could be told it as JSON")
+    return value
+
+
 def _bounded(raw: bytes) -> str:
     return raw[:TORN_BYTES].decode("utf-8", "backslashreplace")
 
 
 _KINDS: tuple[Kind, ...] = ("status", "ack", "error")
 _NO_RECORD = (ValueError, StopIteration, RecursionError)  # not of this form, no JSON, or nested too deep
-_decoder = json.JSONDecoder(parse_constant=_no_constant)
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 _scan = _decoder.scan_once  # type: ignore[attr-defined]  # what raw_decode calls: (text, index) -> (value, end)

@@ -1,0 +1,150 @@
+"""Judges what concerns the daemon as a whole: states, answers, growth, its log."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from statistics import median
+
+from chaos.oracle import Verdict
+from chaos.story import Fact, Story
+
+_WARM_S, _LIFE_S = 15.0, 45.0  # a process is measured from the first on, if it lived for the second
+_FDS = {"keeper": 60, "server": 120}  # allowed from early to late: some 30 runs more or less, and connections
+_ANON_KB = {"keeper": 4_000, "server": 60_000}  # the writer's cache alone may take 32 MiB
+_IDLE_FDS = {"keeper": 40, "server": 60}  # with no run left
+_COLD = "the daemon has started"
+# What a new server does before it notes its start.
+_NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was there", "its file is gone")
+_CLOSE_S = 2.0
+
+
+def judge_daemon(story: Story) -> Verdict:
+    verdict = Verdict()
+    for job in story.jobs:
+        _states(story, job, verdict)
+    _answers(story, verdict)
+    _growth(story, verdict)
+    _log(story, verdict)
+    for event in story.events:
+        if event.kind == "storage" and "set_aside" in event.data:
+            verdict.wrong(f"the database was taken for damaged at {event.at:.3f}: {event.data}")
+    for fact in story.driver:
+        if fact["f"] == "two-runs":
+            verdict.wrong(f"two at once: {fact['job']} at {fact['t']:.3f}: processes {fact['pids']}")
+    verdict.looked_at["server starts"] = sum(event.kind == "server-start" for event in story.events)
+    verdict.looked_at["daemon starts"] = sum(fact["f"] == "daemon-started" for fact in story.driver)
+    verdict.looked_at["torn lines"] = sum(event.kind == "torn" for event in story.events)
+    return verdict
+
+
+def _states(story: Story, job: str, verdict: Verdict) -> None:
+    """Each change begins where the one before it has led; a new server may have found the job elsewhere."""
+    state, fresh, cold = "stopped", True, True
+    for event in story.events_of(job):
+        if event.kind == "server-start":
+            fresh, cold = True, event.data["starts"] == 1
+        elif event.kind == "state":
+            verdict.looked_at["changes of state"] += 1
+            begins, why = event.data["from"], event.data["why"]
+            fresh, cold = fresh or why in _NEW_SERVER, cold or why == _COLD
+            if begins == state:
+                pass
+            elif not fresh or (cold and begins != "stopped"):
+                verdict.wrong(f"state unexplained: {job} at {event.at:.3f}: {begins}, it was {state}: {event.data}")
+            else:
+                verdict.excused[f"a new {'keeper' if cold else 'server'} finds {state} as {begins}"] += 1
+            state, fresh, cold = event.data["to"], False, False
+    ((row,),) = story.rows("SELECT state FROM job WHERE name = ?", job)
+    if row != state:
+        verdict.wrong(f"state unexplained: {job} is {row}, its last change led to {state}")
+
+
+def _answers(story: Story, verdict: Verdict) -> None:
+    commands = {event.data["id"] for event in story.events if event.kind == "command"}
+    read = {event.data["id"] for event in story.events if event.kind == "read"}
+    last_facts = {fact["run"]: fact["t"] for job in story.jobs for fact in story.facts(job)}
+    codes: Counter[int] = Counter()
+    for fact in story.answers:
+        if fact["f"] == "unanswered":
+            _unanswered(story, fact, verdict)
+            continue
+        results = fact.get("results") or [[fact["job"], fact["code"], fact]]
+        for job, code, body in results:
+            codes[code] += 1
+            if code >= 500 and code not in (503, 504):
+                verdict.wrong(f"answer {code}: {fact}")
+            if "problem" in body and "kind" not in body["problem"]:
+                verdict.wrong(f"no problem+json: {fact}")
+            if "id" in body and body["id"] not in commands:
+                _unstored(story, fact, f"command {body['id']} to {job}", verdict)
+            if body.get("read") and body.get("queued") and body["id"] not in read:
+                _unstored(story, fact, f"the reading of {body['id']} by {job}", verdict)
+            if "ended" in body and last_facts.get(body["ended"], 0) > fact["t"]:
+                verdict.wrong(
+                    f"killed, and went on: {job}, run {body['ended']}: {last_facts[body['ended']]:.3f}: {fact}"
+                )
+    verdict.looked_at.update({f"answers {code}": times for code, times in sorted(codes.items())})
+
+
+def _unstored(story: Story, fact: Fact, what: str, verdict: Verdict) -> None:
+    since, until = fact["since"], fact["t"]
+    if story.storage_failed(since, until) and story.server_died(since, until + 10):
+        verdict.excused["answered while nothing could be stored, and the server died before it could"] += 1
+    else:
+        verdict.wrong(f"answered and not stored: {what}: {fact}")
+
+
+def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
+    verdict.looked_at["requests unanswered"] += 1
+    error, direct = fact["error"], fact["way"] != "proxy"
+    if "Refused" in error and direct and not story.was(("down",), fact["since"] - 0.1, fact["t"] + 0.1, after_s=0.5):
+        verdict.wrong(f"connection refused while the keeper lived: {fact}")
+    elif "imeout" in error or "timed out" in error:
+        verdict.wrong(f"no answer for {fact['t'] - fact['since']:.1f} s: {fact}")
+    elif direct and not story.server_died(fact["since"] - _CLOSE_S, fact["t"] + _CLOSE_S):
+        verdict.wrong(f"connection lost while the server lived: {fact}")
+
+
+def _growth(story: Story, verdict: Verdict) -> None:
+    sizes: dict[tuple[str, int], list[Fact]] = {}
+    for fact in story.driver:
+        if fact["f"] == "size":
+            sizes.setdefault((fact["role"], fact["pid"]), []).append(fact)
+        if fact["f"] == "idle" and fact["fds"] > _IDLE_FDS[fact["role"]]:
+            verdict.wrong(f"descriptors leak: the {fact['role']} has {fact['fds']} with no run left")
+    for (role, pid), seen in sizes.items():
+        warm = [fact for fact in seen if fact["t"] >= seen[0]["t"] + _WARM_S]
+        if not warm or warm[-1]["t"] - seen[0]["t"] < _LIFE_S:
+            continue
+        part = max(1, len(warm) // 4)
+        verdict.looked_at[f"lives of a {role} measured"] += 1
+        for key, bound in (("fds", _FDS[role]), ("anon_kb", _ANON_KB[role])):
+            early, late = (median(fact[key] for fact in some) for some in (warm[:part], warm[-part:]))
+            grown = f"{role} {pid}: {key} {early:g} -> {late:g} in {warm[-1]['t'] - warm[0]['t']:.0f} s"
+            verdict.notes.append(grown)
+            if late - early > bound:
+                verdict.wrong(f"growth: {grown}")
+
+
+def _log(story: Story, verdict: Verdict) -> None:
+    """An exception that nobody has caught is a defect, whatever came of it."""
+    text = story.log.read_text(errors="replace")
+    errors = Counter(re.findall(r"^Traceback .*\n(?:[ \t].*\n|\n)+(\S.*)$", text, re.MULTILINE))
+    for error, times in errors.items():
+        verdict.wrong(f"exception in the daemon's log, {times} times: {error}")
+    verdict.looked_at["log lines"] = text.count("\n")
+
+
+def left_behind(token: str, members: list[int]) -> list[str]:
+    """Return the processes that are left of the daemon, by its brand and by its environment."""
+    found = {str(pid) for pid in members}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/stat", "rb") as stat:
+                if token.encode() in environ.read() and stat.read().rpartition(b") ")[2][:1] not in b"ZX":
+                    found.add(pid)
+        except OSError:
+            continue  # it has gone meanwhile
+    return sorted(found)
