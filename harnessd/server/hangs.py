@@ -13,6 +13,7 @@ from harnessd.states import State
 
 Note = Callable[[Entry, str, str | None, dict[str, Any]], None]
 Apply = Callable[[Entry, policy.Event, str], None]
+_UNWATCHED = Watch()
 WATCHED = (State.STARTING, State.RUNNING)
 
 
@@ -30,7 +31,7 @@ class Hangs:
         if live is None or live.ended:
             return
         if spec is None or spec.watchdog is None:
-            live.watch = Watch()
+            live.watch = _UNWATCHED
             return
         before, sight = live.watch, _sight(entry, live)
         live.watch = watchdog.look(before, sight, now, spec.watchdog.pulse_seconds)

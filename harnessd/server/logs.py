@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _READERS = 4  # threads, for all clients
 _IDLE_S = 4.0  # a log that did not grow is looked at so often
+_NEVER_SEEN = (0.0, -1)
 _RUNS_BYTES = 1 << 20  # size at which the notes on runs are thinned
 _RUNS_KEPT = 10_000
 _NOTE = re.compile(rb"^(\d{1,18}) (\d{1,18})$", re.MULTILINE)  # a full disk may have left half a line
@@ -131,8 +132,13 @@ class Logs:
 
     def tick(self, jobs: Iterable[tuple[str, LogSettings]]) -> None:
         """Rotate and compress what has become too long; to be called every second."""
+        now = time.monotonic()
         todo = [(self.path(job, stream, log.merge), log) for job, log in jobs for stream in _streams(log.merge)]
-        self._start(self._rotating, self._rotate_all, todo)
+        self._start(
+            self._rotating,
+            self._rotate_all,
+            [(path, log) for path, log in todo if now >= self._due.get(path, _NEVER_SEEN)[0]],
+        )
         self._start(
             self._compressing,
             self._compress_all,
@@ -140,7 +146,9 @@ class Logs:
         )
 
     def _start(self, executor: ThreadPoolExecutor, work: Callable[[_T], None], todo: _T) -> None:
-        """Hand over the work, unless what was handed over before still goes on."""
+        """Hand over the work, unless there is none, or what was handed over before still goes on."""
+        if not todo:
+            return
         before = self._busy.get(executor)
         if before is None or before.done():
             self._busy[executor] = executor.submit(work, todo)
@@ -150,7 +158,7 @@ class Logs:
         for path, settings in todo:
             if path not in self._due:
                 self._rotated.add(path)  # an earlier server may have left some
-            due, size = self._due.get(path, (0.0, -1))
+            due, size = self._due.get(path, _NEVER_SEEN)
             if now < due or self._closed.is_set():
                 continue
             try:

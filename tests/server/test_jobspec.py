@@ -76,6 +76,7 @@ def test_every_key_is_taken(folder: Path) -> None:
         limits = {{nofile = 64, nproc = 10, memory = "1GiB", core = 0, cpu_seconds = 60}}
         log = {{max_bytes = "1MB", keep = 0, compress = false, merge = false}}
         tags = ["demo"]
+        metrics = ["pnl", "book.bids[0].size"]
         history = {{keep_days = 7}}
     """
     job = read(folder, text)

@@ -113,7 +113,7 @@ async def until(found: Callable[[], Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_TICKS_A_CHECK", 1)
+    monkeypatch.setattr(serving, "_CHECK_S", 0.1)
 
 
 @asynccontextmanager
