@@ -23,7 +23,7 @@ chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos
 
 fuzz: $(READY)
-	HARNESSD_FUZZ=$${HARNESSD_FUZZ:-2000} $(BIN)/pytest --timeout 3600 tests/fuzz
+	HARNESSD_FUZZ=$${HARNESSD_FUZZ:-2000} $(BIN)/pytest --timeout 3600 -o faulthandler_timeout=3600 tests/fuzz
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable
 
+from harnessd.errors import WireError
 from harnessd.wire import Frame, FrameReader, pack_frame
 
 
@@ -57,13 +58,19 @@ class Channel:
             alive = self._reader.receive(self._sock)
         except BlockingIOError:
             return [], True
-        frames = []
-        while found := self._reader.next():
-            frames.append(found)
+        frames: list[tuple[Frame, list[int]]] = []
+        try:
+            while found := self._reader.next():
+                frames.append(found)
+        except WireError:
+            for _, fds in frames:
+                _close(fds)
+            raise
         return frames, alive
 
     def close(self) -> None:
         self._drop()
+        self._reader.close()
         self._sock.close()
 
     def _drop(self) -> None:

@@ -164,12 +164,12 @@ class Daemon:
         assert self._store
         when_stored(self._store, then)
 
-    def _note(self, kind: str, data: dict[str, Any], job: str | None = None) -> None:
+    def _note(self, kind: str, data: dict[str, Any], *, actor: str | None = None) -> None:
         import time
 
         from harnessd.server.records import Event
 
-        self._record(Event(kind, time.time_ns() // 1000, job=job, data=data))
+        self._record(Event(kind, time.time_ns() // 1000, actor=actor, data=data))
 
     def _on_preload_failed(self, modules: list[str], why: str) -> None:
         import logging
@@ -420,7 +420,7 @@ class Daemon:
             self._store.trim(time.time_ns() // 1000, Keep(history.keep_days, history.keep_rows_per_job), by_job)
             await asyncio.sleep(_TRIM_S)
 
-    async def _reload(self) -> dict[str, Any]:
+    async def _reload(self, actor: str = "SIGHUP") -> dict[str, Any]:
         """Read the config directory again and bring the jobs in line with it. Return what was done."""
         import logging
         from dataclasses import replace
@@ -443,13 +443,13 @@ class Daemon:
         kept = {entry.name: entry.definition.spec for entry in self._supervisor.entries() if entry.definition.spec}
         self._loaded = replace(loaded, settings=settings, jobs=kept)
         lastgood.keep(self._link, self._loaded)
-        self._note("reload", answer)
+        self._note("reload", answer, actor=actor)
         log = logging.getLogger(__name__)
         for problem in chain.from_iterable(answer["refused"].values()):
             log.error("%s", problem)
         for warning in settings.warnings():
             log.warning("%s", warning)
-        log.info("reloaded: %s", {key: value for key, value in answer.items() if value and key != "refused"})
+        log.info("reloaded", extra={key: len(jobs) for key, jobs in answer.items()})
         return answer
 
 

@@ -11,6 +11,7 @@ Three formats, all JSON, because every one of them is met by a person with `stra
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from array import array
@@ -62,6 +63,11 @@ class FrameReader:
     def feed(self, data: bytes, fds: list[int] | None = None) -> None:
         self._bytes += data
         self._fds.extend(fds or ())
+
+    def close(self) -> None:
+        """Close the descriptors that no frame has claimed."""
+        while self._fds:
+            os.close(self._fds.popleft())
 
     def next(self) -> tuple[Frame, list[int]] | None:
         """Return the next whole frame and its descriptors, or None; raise WireError for what is no frame."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.daemon import Daemon
-from helpers.documents import ROOT, Shell, commands, described, fenced, section, text, typed
+from helpers.documents import ROOT, Shell, commands, fenced, section, text, typed
 from helpers.waiting import DEADLINE_S
 from pydantic import BaseModel
 
@@ -150,38 +149,6 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 # what to write and to type
 
 
-def test_the_tutorial_works(daemon: Daemon, shell: Shell) -> None:
-    page = text("docs/tutorial.md")
-    (program,) = fenced(page, "python")
-    settings, job = fenced(page, "toml")
-    (daemon.folder / "counter.py").write_text(program)
-    described(daemon, settings)
-    daemon.write("counter", job)
-    (daemon.folder / "venv").symlink_to(sys.prefix)
-
-    check, serve = commands(page, "venv/bin/harnessd")
-    shell(check)
-    assert serve == "venv/bin/harnessd serve config"
-    daemon.start()
-    daemon.status("counter")
-    for command in commands(page, "curl"):
-        shell(command)
-    assert daemon.get("/config").json()["effective"] == {"step": 100}
-
-    daemon.wait_state("counter", "running")
-    before, server = daemon.hb("counter"), daemon.server_pid()
-    shell(f"kill -9 {server}")
-    daemon.wait_new_server(server)
-    assert daemon.hb("counter")["pid"] == before["pid"]
-    shell(f"kill -9 {before['pid']}")
-    daemon.wait_for(lambda: daemon.hb("counter")["restarts"] == 1, "it is started again")
-    (query,) = re.findall('"(SELECT .*)"', "".join(commands(page, "sqlite3")))
-    daemon.wait_for(lambda: len(daemon.rows(query)) == 5, "five statuses are stored")
-    for command in re.findall(r"`(curl [^`]*)`", page):
-        shell(command)
-    assert daemon.get("/config").json()["overrides"] == {}
-
-
 def test_the_jobs_of_the_page_on_jobs_work(daemon: Daemon) -> None:
     page = text("docs/job.md")
     (daemon.folder / "page.py").write_text("\n".join(fenced(page, "python")))
@@ -242,10 +209,13 @@ def test_the_requests_of_the_page_on_output_are_answered(daemon: Daemon, shell: 
     )
     page = text("docs/logs.md")
     (settings,) = [block for block in typed(page) if block.startswith("[log]")]
-    daemon.write("etl", f'command = ["sh", "-c", "seq 2000; exec sleep 1000"]\n{settings}')
+    assert '"10MB"' in settings
+    daemon.write("etl", f'command = ["sh", "-c", "seq 2000; exec sleep 1000"]\n{settings.replace("10MB", "4KiB")}')
     daemon.start()
     whole = "".join(f"{number}\n" for number in range(1, 2001))
-    daemon.wait_for(lambda: daemon.output("etl") == whole, "it has written")
+    daemon.wait_for(lambda: len([*daemon.state.glob("log/etl.log.0*.gz")]) == 2, "its log is rotated twice")
+    (read,) = commands(page, "cat")
+    assert shell(f"cd {daemon.state}/log; {read} | tr -d '\\0'") == whole  # on tmpfs a head that was cut is a hole
     run = str(daemon.hb("etl")["run"])
     lines = [re.sub(r"run=\d+", f"run={run}", line) for block in typed(page) for line in block.splitlines()]
     requests = [line for line in lines if line.startswith("curl '")]

@@ -11,15 +11,20 @@ from pathlib import Path
 import httpx
 from helpers.brand import Brand
 from helpers.daemon import Daemon, free_port
-from helpers.documents import ROOT, Shell, commands, described, fenced, section
+from helpers.documents import ROOT, Shell, commands, described, fenced, section, text, titled
 from helpers.waiting import DEADLINE_S, until
 
 
 def test_the_targets_of_make_are_there() -> None:
-    page = (ROOT / "README.md").read_text()
+    page = text("README.md")
     targets = {line.split()[1] for line in commands(page, "make")} | set(re.findall(r"`make (\w+)`", page))
-    assert targets == {"test", "run", "lint", "bench"}
+    assert targets == {"test", "run", "lint", "bench", "chaos"}
     subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True, timeout=DEADLINE_S)
+
+
+def test_every_page_is_linked() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", text("README.md")))
+    assert linked == {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
 
 
 def test_the_job_in_a_script_answers_every_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -53,15 +58,11 @@ def listens(port: int) -> bool:
 
 
 def test_the_two_files_can_be_used(tmp_path: Path) -> None:
-    (columns,) = fenced(section("README.md", "Many jobs"), "toml")
-    split = columns.index("# config/jobs/") - columns.index("# config/harnessd.toml")
-    lines = [(line[:split], line[split:].removeprefix("# ")) for line in columns.splitlines()]
-    settings, job = ("\n".join(part).strip() for part in zip(*lines, strict=True))
-    (name,) = re.findall(r"^config/jobs/(.+)\.toml\n", job)
     (tmp_path / "config/jobs").mkdir(parents=True)
-    (tmp_path / "config/harnessd.toml").write_text(settings)
-    (tmp_path / f"config/jobs/{name}.toml").write_text(f"# {job}")
-    Shell(tmp_path, 2222)("harnessd check config")
+    for block in fenced(section("README.md", "Many jobs"), "toml"):
+        (tmp_path / titled(block)).write_text(block)
+    assert (tmp_path / "config/jobs/vol-target.toml").exists()
+    assert "1 jobs, no problems" in Shell(tmp_path, 2222)("harnessd check config")
 
 
 def test_every_line_on_many_jobs_is_answered_by_the_example_jobs(tmp_path: Path) -> None:

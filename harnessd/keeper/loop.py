@@ -254,7 +254,7 @@ class Keeper:
             if handler is None:
                 raise WireError(f"cannot do {frame.get('op')!r}: this keeper speaks protocol {PROTOCOL}")
             answer = handler(self, frame, fds)
-        except (HarnessError, OSError, KeyError, TypeError, ValueError) as error:
+        except (HarnessError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             answer = Answer({"error": str(error) if isinstance(error, HarnessError) else repr(error)})
         if answer is not None:
             self._answer(frame.get("id"), answer)

@@ -43,7 +43,7 @@ class Context:
     health: Callable[[], Health]
     max_body_bytes: int
     storage_error: Callable[[], str | None] = _sound  # why nothing can be stored now
-    reload: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    reload: Callable[[str], Awaitable[dict[str, Any]]] | None = None  # takes the actor
     history: History | None = None
     followers: Followers | None = None
     commit_times: Callable[[], CommitTimes] | None = None

@@ -78,7 +78,7 @@ async def reload(call: Call) -> Response:
     if call.context.reload is None:
         raise WrongState("cannot reload: a script has no config directory")
     try:
-        return answer(await call.context.reload())
+        return answer(await call.context.reload(call.actor))
     except ConfigError as error:
         raise Unavailable(f"cannot reload: {'; '.join(error.problems)}") from error
 

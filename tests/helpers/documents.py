@@ -29,8 +29,9 @@ def section(name: str, title: str) -> str:
 
 
 def fenced(page: str, language: str) -> list[str]:
-    """Return the blocks in that language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    """Return the blocks in that language; "" is those that name none."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [block for named, block in blocks if named == language]
 
 
 def typed(page: str) -> list[str]:
@@ -42,6 +43,11 @@ def typed(page: str) -> list[str]:
 def commands(page: str, program: str) -> list[str]:
     """Return the lines to be typed that call the program."""
     return [line for block in typed(page) for line in block.splitlines() if line.startswith(f"{program} ")]
+
+
+def titled(block: str) -> str:
+    """Return the path that the block's first line, a comment, says it is the content of."""
+    return block.splitlines()[0].removeprefix("# ")
 
 
 class Shell:

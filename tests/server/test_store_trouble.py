@@ -112,6 +112,30 @@ def test_a_long_write_ahead_log_is_cut_once_its_reader_is_gone(
     until(lambda: store.health()["wal_bytes"] < 1 << 20, "the log is cut")  # type: ignore[operator]
 
 
+def test_a_reconnect_keeps_sqlites_locks_so_that_a_reader_who_leaves_does_not_take_the_wal(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harnessd.server.database.BUSY_MS", 50)
+    store = open_store()
+    store.put(Event("tick", 1))
+    store.flush().result(10)
+    with store.readers.connect() as reader:
+        reader.exec_driver_sql("SELECT 1 FROM job")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.put(Event("tick", 2))
+        assert failed(store.put_lines(RUN, status_lines(1, 1), offset=1, count=1))
+        other.execute("ROLLBACK")
+    store.flush().result(10)
+    wal = os.stat(f"{path}-wal").st_ino
+    look = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); d.execute('SELECT 1 FROM job').fetchall(); d.close()"
+    subprocess.run([sys.executable, "-c", look, path], check=True)
+    assert os.stat(f"{path}-wal").st_ino == wal
+    store.put(Event("tick", 3))
+    store.flush().result(10)
+    assert rows(path, "SELECT at_us FROM event WHERE kind = 'tick' ORDER BY id") == [(1,), (2,), (3,)]
+
+
 def test_after_the_file_is_deleted_a_new_one_begins_with_what_is_known(store: Store, path: Path) -> None:
     begun: list[int] = []
     store.on_new_database = lambda: begun.append(1)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -206,6 +207,23 @@ def test_sigusr2_replaces_the_server_and_nothing_else(daemon: Daemon) -> None:
     assert "the server ended" not in daemon.log
 
 
+def test_who_waits_for_a_kill_is_told_503_when_the_server_leaves(daemon: Daemon) -> None:
+    daemon.job("stubborn", "Stubborn", kill_grace=0.3)
+    daemon.start()
+    pid = daemon.status("stubborn")["pid"]
+    with ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(daemon.kept.get, "/jobs/stubborn/kill", params={"grace": 3600})
+        daemon.wait_state("stubborn", "stopping")
+        server = daemon.server_pid()
+        daemon.tell(signal.SIGUSR2)
+        told = answer.result(DEADLINE_S)
+    assert told.status_code == 503, told.text
+    assert "the server is leaving; ask again" in told.json()["detail"]
+    daemon.wait_new_server(server)
+    assert daemon.hb("stubborn")["pid"] == pid
+    assert daemon.get("/jobs/stubborn/kill", grace=0).status_code == 200
+
+
 @pytest.mark.parametrize("broken", ["settings", "job"])
 def test_a_server_that_starts_while_a_file_is_broken_keeps_the_jobs(daemon: Daemon, broken: str) -> None:
     daemon.job("one", "Idle", config={"a": 1})
@@ -283,6 +301,25 @@ def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(daemon
     daemon.start()
     assert not any(is_alive(pid) for pid in escaped)
     daemon.wait_for(lambda: daemon.status("forks")["pids"] != escaped, "a new run reports")
+
+
+def test_no_daemon_starts_beside_the_server_of_a_killed_keeper(daemon: Daemon) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    daemon.wait_state("idle", "running")
+    server = daemon.server_pid()
+    os.kill(server, signal.SIGSTOP)
+    keeper = daemon.keeper_pid
+    try:
+        _kill_keeper(daemon)
+        daemon.launch()
+        assert daemon.wait() == 1
+        assert f"the harnessd with pid {keeper} holds it" in daemon.log
+    finally:
+        os.kill(server, signal.SIGCONT)
+    until(lambda: not daemon.left(), "the server has stored what it knew, and left")
+    daemon.start()
+    daemon.wait_state("idle", "running")
 
 
 def test_wants_are_decided_by_autostart_after_a_cold_start(daemon: Daemon) -> None:

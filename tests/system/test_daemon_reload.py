@@ -40,6 +40,8 @@ def test_reload_answers_what_was_added_changed_removed_and_left_alone(daemon: Da
     assert after["changes"]["last_exit"]["reason"] == "stopped"
     assert after["changes"]["restarts"] == 0
     assert daemon.jobs()["sleeps"]["state"] == "stopped"
+    ((actor,),) = daemon.wait_for(lambda: daemon.rows("SELECT actor FROM event WHERE kind = 'reload'"), "it is stored")
+    assert actor.startswith("loopback:127.0.0.1:")
 
 
 def test_nothing_changed_touches_nothing(daemon: Daemon) -> None:
@@ -239,7 +241,7 @@ def test_sighup_reloads_and_logs_what_was_done(daemon: Daemon) -> None:
     daemon.wait_for(lambda: "two" in daemon.jobs(), "the new job is there")
     daemon.wait_state("two", "running")
     assert daemon.hb("one")["pid"] == pid
-    until(lambda: "bogus" in daemon.log and "'added': ['two']" in daemon.log, "it is logged")
+    until(lambda: "bogus" in daemon.log and "msg=reloaded added=1 " in daemon.log, "it is logged")
     (data,) = daemon.wait_for(lambda: daemon.rows("SELECT data FROM event WHERE kind = 'reload'"), "it is recorded")
     assert "two" in data[0]
 

@@ -1,0 +1,43 @@
+"""What a server stores of runs that ended when none was there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from helpers.rows import RUN, job_row
+from sqlalchemy import text
+
+from harnessd.server.leftover import store_left_over
+from harnessd.server.places import journal_name
+from harnessd.server.reading import Reader
+from harnessd.server.records import Loaded
+from harnessd.server.store import Store
+from harnessd.wire import ExitRecord
+
+ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
+
+
+def test_an_exit_of_a_run_whose_start_was_never_stored_is_stored(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    (tmp_path / journal_name(RUN, 3, "etl")).write_text('{"seq":1,"t":1.5,"status":"said"}\n')
+    store = open_store()
+    store.put(job_row())
+
+    async def stored() -> None:
+        done = asyncio.Event()
+        reader = Reader(store, lambda _: done.set())
+        store_left_over(reader, Loaded(), (), [ENDED], store.put, tmp_path)
+        async with asyncio.timeout(10):
+            await done.wait()
+        reader.close()
+
+    asyncio.run(stored())
+    with store.readers.connect() as connection:
+        runs = connection.execute(text("SELECT id, started_us, exit_code, reason FROM run")).all()
+        said = connection.execute(text("SELECT run_id, seq FROM status")).all()
+    assert [tuple(run) for run in runs] == [(RUN, 1_700_000_001_000_000, 7, "crashed")]
+    assert [tuple(each) for each in said] == [(RUN, 1)]
+    assert list(tmp_path.glob("*.jsonl")) == []

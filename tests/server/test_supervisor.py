@@ -1,0 +1,100 @@
+"""The supervisor between two servers, with a host that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from helpers.rows import RUN
+
+from harnessd import tree
+from harnessd.server import policy
+from harnessd.server.adoption import Adopted
+from harnessd.server.definition import Definition
+from harnessd.server.host import LiveRun
+from harnessd.server.reading import Reader
+from harnessd.server.records import JournalDone, Record, RunEnded
+from harnessd.server.supervisor import Folders, Supervisor
+from harnessd.states import Want
+from harnessd.wire import ExitRecord, RunSpec
+
+DEFINITION = Definition("etl", policy.Rules(restart="never"), 1.0, {}, lambda run: run, "d1", {"name": "etl"})
+
+
+class Host:
+    """Forks nothing; a run is there when `forked` says so."""
+
+    on_exit: Callable[[ExitRecord], None]
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[RunSpec] = asyncio.Queue()
+        self.forked: asyncio.Queue[LiveRun] = asyncio.Queue()
+        self.acknowledged: list[int] = []
+
+    async def spawn(self, spec: RunSpec) -> LiveRun:
+        self.asked.put_nowait(spec)
+        return await self.forked.get()
+
+    def end(self, run: int, grace_s: float) -> None: ...
+
+    def signal(self, run: int, number: int) -> None: ...
+
+    def acknowledge(self, run: int) -> None:
+        self.acknowledged.append(run)
+
+
+def ended(run: int) -> ExitRecord:
+    return ExitRecord(run, "etl", 42, 0, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
+
+
+def live(spec: RunSpec) -> LiveRun:
+    page: Any = memoryview(bytearray(64)).cast("Q")
+    ticks = tree.start_ticks(os.getpid())
+    return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, 1.0, spec.journal, False, -1, page)
+
+
+def test_an_adopted_exit_whose_journal_is_gone_counts_as_read(tmp_path: Path) -> None:
+    records: list[Record] = []
+    host = Host()
+
+    async def adopts() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
+        supervisor.add(DEFINITION)
+        job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
+        supervisor.adopt(Adopted("etl", job, ended(RUN), outdated=False), 99, 3)
+        reader = Reader(None, lambda _: None)
+        supervisor.read_with(reader)
+        reader.close()
+
+    asyncio.run(adopts())
+    assert JournalDone(RUN) in records
+    assert [record.run for record in records if isinstance(record, RunEnded)] == [RUN]
+    assert host.acknowledged == [RUN]
+
+
+def test_a_run_that_was_being_forked_when_the_server_leaves_is_left_to_the_next(tmp_path: Path) -> None:
+    records: list[Record] = []
+    host = Host()
+
+    async def leaves() -> Path:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
+        entry = supervisor.add(DEFINITION)
+        reader = Reader(None, lambda _: None)
+        supervisor.read_with(reader)
+        supervisor.apply(entry, policy.Autostart(), "the test")
+        spec = await host.asked.get()
+        reader.close()
+        Path(spec.journal).write_text('{"seq":1,"t":1.5,"status":"said"}\n')
+        spawned = entry.spawned()
+        host.forked.put_nowait(live(spec))
+        await spawned
+        host.on_exit(ended(spec.run))
+        return Path(spec.journal)
+
+    journal = asyncio.run(leaves())
+    assert journal.read_text().endswith('"said"}\n')
+    assert not any(isinstance(record, RunEnded) for record in records)
+    assert host.acknowledged == []
