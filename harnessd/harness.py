@@ -276,10 +276,12 @@ async def _serve(
         finally:
             context.stopping.set()
             await server.stop()
+            if archive:
+                await archive.settle()
             reader.close()
     finally:
         if archive:
-            archive.close()
+            await asyncio.to_thread(archive.close)  # what is told of what is stored still has its loop and its link
         if link:
             link.close()
         listening.close()

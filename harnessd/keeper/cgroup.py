@@ -151,10 +151,10 @@ class Cgroups:
 def _own() -> str:
     """Return the folder of this process's cgroup; "" where no version 2 is mounted, or not this part of it."""
     try:
-        with open("/proc/self/cgroup") as file:
-            path = next(line[3:].rstrip("\n") for line in file if line.startswith("0::"))
-        with open("/proc/self/mountinfo") as file:
-            mounts = [line.split() for line in file if " - cgroup2 " in line]
+        with open("/proc/self/cgroup", "rb") as file:
+            path = next(os.fsdecode(line[3:].rstrip(b"\n")) for line in file if line.startswith(b"0::"))
+        with open("/proc/self/mountinfo", "rb") as file:  # some other mount may have a name in any encoding
+            mounts = [os.fsdecode(line).split() for line in file if b" - cgroup2 " in line]
     except (OSError, StopIteration):  # a kernel without
         return ""
     for _, _, _, root, point, *_ in mounts:

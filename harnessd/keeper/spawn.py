@@ -310,9 +310,11 @@ def _become_python(spec: RunSpec, before: Pristine) -> None:
     if "TZ" in spec.env:
         time.tzset()
     os.environ["HARNESS_JOURNAL"] = spec.journal
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    usual = sys.__stdout__  # as the locale and $PYTHONIOENCODING have it: in the C locale any file name can be printed
+    encoding, errors = (usual.encoding, usual.errors) if usual else (None, None)
+    sys.stdin = open(0, encoding=encoding, errors=errors, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, encoding=encoding, errors=errors, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False)
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
     sys.modules["__main__"] = ModuleType("__main__")
 

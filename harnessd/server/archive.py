@@ -12,9 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harnessd.errors import StoreError
 from harnessd.server import places
 from harnessd.server.records import JournalDone, Keep
 from harnessd.server.store import Store
+
+_SETTLE_S = 5.0
 
 
 def when_stored(store: Store, then: Callable[[], None]) -> None:
@@ -50,6 +53,13 @@ class ScriptArchive:
 
     def trim(self, days: float, rows: int) -> None:
         self.store.trim(time.time_ns() // 1000, Keep(days, rows))
+
+    async def settle(self) -> None:
+        """Wait until the journal of a run that has ended is stored and removed; not long, if storage fails."""
+        with suppress(TimeoutError, StoreError):  # the script's next run stores what is left
+            async with asyncio.timeout(_SETTLE_S):
+                for _ in ("its last lines", "that it has ended"):
+                    await asyncio.wrap_future(self.store.flush())
 
     def close(self) -> None:
         self.store.close()

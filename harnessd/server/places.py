@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from harnessd.errors import AlreadyRunning, HarnessError
 
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 _SCRIPT = "script-"
+_LEAVE_S = 8.0  # a server needs five when clients do not let go
 
 
 def state_dir(configured: Path | None) -> Path:
@@ -114,20 +116,27 @@ def make_private(folder: Path, *, traversable: bool = False) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Lock the directory. Return the descriptor that holds the lock; raise AlreadyRunning, naming who has it."""
+    """Lock the directory. Return the descriptor that holds the lock; raise AlreadyRunning, naming who has it.
+
+    The server of a keeper that was killed is waited for: it stores what it knows, and leaves.
+    """
     try:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
         fd = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)  # a lock needs no writing
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise AlreadyRunning(f"cannot use {folder}: the harnessd with pid {holder} holds it") from None
-    return fd
+    give_up_at = time.monotonic() + _LEAVE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            if os.path.exists(f"/proc/{holder}") or time.monotonic() > give_up_at:
+                os.close(fd)
+                raise AlreadyRunning(f"cannot use {folder}: the harnessd with pid {holder} holds it") from None
+        time.sleep(0.02)
 
 
 def sign_lock(fd: int, pid: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,15 @@ class Clock(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def do(self, function: Callable[..., object], *args: object) -> None:
+        """Call it in the loop, and let everything happen that is to happen then."""
+
+        async def called() -> None:
+            function(*args)
+
+        self.run_until_complete(called())
+        self.settle()
 
     def settle(self) -> None:
         """Let everything happen that is to happen now."""
@@ -220,24 +230,21 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
         messages = self.entry.definition.rules.messages  # how it is steered is in the digest
         changed = Rules(rules.restart, rules.start_seconds, rules.max_failures, messages=messages)
         known = set(self.unread_ids())
-        self.supervisor.redefine(self.entry, self.definition(changed, digest))
+        self.clock.do(self.supervisor.redefine, self.entry, self.definition(changed, digest))
         self.accepted |= set(self.unread_ids()) - known
-        self.clock.settle()
 
     @precondition(lambda self: self.process and not self.ending)
     @rule()
     def hang(self) -> None:
-        self.supervisor.apply(self.entry, policy.Hung(ExitReason.HUNG), "hangs")
-        self.clock.settle()
+        self.clock.do(self.supervisor.apply, self.entry, policy.Hung(ExitReason.HUNG), "hangs")
 
     @precondition(lambda self: self.clock.now > 1e5)
     @rule()
     def shut_down(self) -> None:
         self.ending = True
-        self.supervisor.shut_down()
-        for process in self.host.processes:
-            process.ending = True
-        self.clock.settle()
+        for process in self.host.processes:  # the keeper ends and continues all, and tells the server so
+            process.ending, process.frozen = True, False
+        self.clock.do(self.supervisor.shut_down)
 
     # the host and the job
 
@@ -261,8 +268,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
             self.accepted.discard(command["id"])
             reader: Any = self.supervisor._reader
             run = self.process.run.run
-            reader.on_lines[run]([Line(run, 1, 1, "ack", str(command["id"]))])
-        self.clock.settle()
+            self.clock.do(reader.on_lines[run], [Line(run, 1, 1, "ack", str(command["id"]))])
 
     @precondition(lambda self: self.process)
     @rule(end=ENDS)
@@ -274,8 +280,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
         age_s = process.run.uptime_s()
         about = (process.run.run, "etl", 1, code, number, False, WALL_S, age_s, age_s, 0.0, 0, 0, oom)
         self.accepted.clear()
-        self.host.on_exit(ExitRecord(*about))
-        self.clock.settle()
+        self.clock.do(self.host.on_exit, ExitRecord(*about))
         assert process.run.run in self.host.acknowledged
 
     @rule(span_s=SPANS)

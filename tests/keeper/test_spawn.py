@@ -63,6 +63,16 @@ def test_run_is_pristine(keeper: Rig) -> None:
     assert found["nofile"] == list(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
+def test_run_prints_any_file_name_where_the_interpreter_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")  # as under an init system that sets no locale
+    made = Rig(tmp_path)
+    try:
+        code, run = made.run("class Job(Cradle):\n    def run(self): print(os.fsdecode(b'a\\xff'))\n")
+        assert (code, Path(run.spec.output).read_bytes()) == (0, b"a\xff\n")
+    finally:
+        made.close()
+
+
 def test_run_is_as_its_spec_says(keeper: Rig, tmp_path: Path) -> None:
     found = looked(
         keeper,

@@ -56,6 +56,10 @@ def live(spec: RunSpec) -> LiveRun:
     return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, 1.0, spec.journal, False, -1, page)
 
 
+def write(journal: str) -> None:
+    Path(journal).write_text('{"seq":1,"t":1.5,"status":"said"}\n')
+
+
 def test_an_adopted_exit_whose_journal_is_gone_counts_as_read(tmp_path: Path) -> None:
     records: list[Record] = []
     host = Host()
@@ -87,7 +91,7 @@ def test_a_run_that_was_being_forked_when_the_server_leaves_is_left_to_the_next(
         supervisor.apply(entry, policy.Autostart(), "the test")
         spec = await host.asked.get()
         reader.close()
-        Path(spec.journal).write_text('{"seq":1,"t":1.5,"status":"said"}\n')
+        write(spec.journal)
         spawned = entry.spawned()
         host.forked.put_nowait(live(spec))
         await spawned

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.daemon import Daemon
+from helpers.daemon import COMMAND, Daemon
 from helpers.waiting import until
 
 LIMITS = {"memory": "48MiB", "cpu": 0.5, "pids": 16, "nofile": 64}
@@ -147,3 +148,16 @@ def test_what_a_killed_keeper_has_left_is_removed_by_the_next(daemon: Daemon) ->
     until(lambda: not home.exists(), "its cgroups are removed")
     again: dict[str, Any] = daemon.wait_state("bound", "running")
     assert again["alive"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_mount_whose_name_is_no_utf_8_hurts_nobody(daemon: Daemon, tmp_path: Path) -> None:
+    apart = ("unshare", "--mount")
+    if subprocess.run([*apart, "true"]).returncode:
+        pytest.skip("this root may not mount")
+    point = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(point)
+    daemon.job("bound", ["sleep", "1000"], limits=LIMITS)
+    mounts = 'mount -t tmpfs none "$0" && exec "$@"'
+    daemon.start([*apart, "sh", "-c", mounts, os.fsdecode(point), *COMMAND])
+    assert enforced(daemon, "bound").keys() == LIMITS.keys()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from helpers.brand import is_alive
@@ -214,3 +217,22 @@ def test_cancelling_main_ends_the_job(start: Start) -> None:
     assert script.wait() == 0
     found = re.fullmatch(r"(\d+)\ncancelled\n", script.out)
     assert found and not is_alive(int(found[1]))
+
+
+SLOW_STORAGE = """
+from harnessd.server.database import Database
+check = Database.check
+Database.check = lambda self: (time.sleep(0.1), check(self))[1]
+class Job(Cradle):
+    def run(self):
+        self.set_status("said")
+"""
+
+
+def test_on_a_slow_disk_a_script_ends_when_its_journal_is_stored_and_removed(start: Start, tmp_path: Path) -> None:
+    script = start(SLOW_STORAGE, config={"state_dir": f"{tmp_path}/state", "runtime_dir": f"{tmp_path}/run"})
+    assert script.wait() == 0
+    assert "Traceback" not in script.err
+    assert list((tmp_path / "run").rglob("*.jsonl")) == []
+    with closing(sqlite3.connect(tmp_path / "state" / "harnessd.db")) as database:
+        assert database.execute("SELECT exit_code, journal_done FROM run").fetchall() == [(0, 1)]
