@@ -74,7 +74,8 @@ def worker_pids(tool: Tool) -> set[int]:
 
 
 def daemon_pids(tool: Tool) -> set[int]:
-    return set(host.processes(tool.token)) - worker_pids(tool)
+    """Return the tool's processes; pm2's daemon has written its title over its environment."""
+    return ({tool.root()} | set(host.processes(tool.token))) - worker_pids(tool)
 
 
 def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

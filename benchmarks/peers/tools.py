@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ LOG_BYTES = 10_000_000
 LOG_FILES = 50
 
 
-class Tool:
+class Tool(ABC):
     """One tool in a folder of its own. What `None` answers stands for, the tool cannot do."""
 
     name: ClassVar[str]
@@ -39,16 +40,16 @@ class Tool:
         """Return the path of its program."""
         return shutil.which(self.program)
 
-    def version(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def version(self) -> str: ...
 
+    @abstractmethod
     def write(self, workers: Iterable[str]) -> None:
         """Write the configuration for these workers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def argv(self) -> list[str]:
         """Return the command that starts the daemon in the foreground."""
-        raise NotImplementedError
 
     def start(self) -> None:
         with open(self.folder / "tool.log", "ab") as log:
@@ -92,9 +93,9 @@ class Tool:
         """Return what it can tell of the worker's last exit."""
         return None
 
+    @abstractmethod
     def logged(self, worker: str) -> bytes:
         """Return all that is left of the worker's output, the oldest first."""
-        raise NotImplementedError
 
     def _ask(self, *argv: str) -> str:
         return subprocess.run(argv, cwd=self.folder, env=self.environment(), capture_output=True, text=True).stdout
@@ -343,8 +344,8 @@ class Services(Tool):
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
 
-    def logger(self, logs: Path) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def logger(self, logs: Path) -> str: ...
 
     def more(self, service: Path, logs: Path) -> None:
         pass
