@@ -127,10 +127,13 @@ def test_a_run_with_limits_has_a_cgroup_for_its_time(daemon: Daemon, preload: li
 def test_a_process_that_has_taken_its_mark_off_ends_with_its_run(daemon: Daemon) -> None:
     unmarked = "import os, resource, time\nif os.fork() == 0:\n    os.setsid()\n"
     unmarked += "    resource.setrlimit(10, (resource.RLIM_INFINITY,) * 2)\n    print(os.getpid(), flush=True)\n"
-    daemon.job("hiding", [sys.executable, "-c", f"{unmarked}time.sleep(1000)"], limits={"pids": 100})
+    hiding = [sys.executable, "-c", f"{unmarked}time.sleep(1000)"]
+    daemon.job("hiding", hiding, limits={"pids": 100}, autostart=False)  # without a cgroup it would stay behind
+    daemon.job("bound", ["sleep", "1000"], limits={"pids": 100})
     daemon.start()
-    enforced(daemon, "hiding")
-    cgroup(daemon, "hiding")
+    enforced(daemon, "bound")
+    cgroup(daemon, "bound")
+    daemon.get("/jobs/hiding/start")
     pid = int(daemon.wait_for(lambda: daemon.output("hiding").strip(), "it hides"))
     daemon.get("/jobs/hiding/kill", grace=0)
     assert not os.path.exists(f"/proc/{pid}/fd/0")  # a zombie has none
