@@ -90,11 +90,6 @@ class Keeper:
         if self._server:
             self._cgroups.settle_in()
 
-    def start_server(self) -> None:
-        """Start the server, which can read its configuration while this process loads what its runs will need."""
-        assert self._server
-        self._attach(self._server.start())
-
     def run(self) -> int:
         """Keep until there is nothing left to keep. Return the exit code."""
         gc.collect()

@@ -7,7 +7,6 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -219,21 +218,13 @@ class Notifier:
         def read() -> list[list[str]]:
             return [last_lines(self._logs, body["job"], body["run"], body["log_ends"]) for body in bodies]
 
-        await self._settle()
+        await self._supervisor.settle(_SETTLE_S)  # or, after a kill, the next server would tell it again
         lines = await self._logs.in_thread(read)
         notices = [
             {key: value for key, value in body.items() if key not in ("log_ends", "since_us")} | {"log": log}
             for body, log in zip(bodies, lines, strict=True)
         ]
         return json.dumps(message(self._host, notices, time.time())).encode()
-
-    async def _settle(self) -> None:
-        """Wait until what is told is stored, or a server that is killed now is followed by one that tells it again."""
-        stored = asyncio.Event()
-        self._supervisor.when_stored(stored.set)
-        with suppress(TimeoutError):  # storage that fails keeps nobody from being told
-            async with asyncio.timeout(_SETTLE_S):
-                await stored.wait()
 
 
 def _why(kind: str, data: Mapping[str, Any]) -> str | None:

@@ -188,7 +188,7 @@ class Supervisor:
         return await self._finished(entry, *self._command(entry, event, data, actor), wait_s)
 
     async def _finished(self, entry: Entry, receipt: Receipt, unread: Unread | None, wait_s: float | None) -> Receipt:
-        await self._settle()
+        await self.settle()
         if wait_s is None:
             return receipt
         await self._wait_read(entry, unread, receipt.verb, wait_s)
@@ -238,7 +238,7 @@ class Supervisor:
         entry.overrides = {}
         self._note(entry, "config-cleared", actor, {})
         self._put_job(entry)
-        await self._settle()
+        await self.settle()
 
     async def kill(self, entry: Entry, *, grace_s: float | None, actor: str = "", wait: bool = True) -> Exit | None:
         """End the run's whole tree. Return how it ended once nothing is left of it; None when not waited for."""
@@ -254,7 +254,7 @@ class Supervisor:
             return None
         if entry.live or entry.spawning:
             await self._outcome(entry, ended, "how it ended")
-        await self._settle()
+        await self.settle()
         return entry.last_exit
 
     def leave(self) -> None:
@@ -292,12 +292,12 @@ class Supervisor:
                 state=entry.job.state,
             )
 
-    async def _settle(self) -> None:
-        """Wait until what was recorded is stored, so that what is answered survives; not long, if storage fails."""
+    async def settle(self, within_s: float = _SETTLE_S) -> None:
+        """Wait until what was recorded is stored, so that what is told of it survives; not long, if storage fails."""
         stored = asyncio.Event()
         self.when_stored(stored.set)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
+            async with asyncio.timeout(within_s):
                 await stored.wait()
 
     # policy: the one choke point

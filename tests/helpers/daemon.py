@@ -128,6 +128,10 @@ class Daemon:
     def start(self, command: Sequence[str] = COMMAND, **env: str) -> None:
         """Start it and wait until it serves."""
         self.launch(command, **env)
+        self.wait_serving()
+
+    def wait_serving(self) -> None:
+        """Wait until the daemon that was launched serves."""
         self.wait_for(lambda: self._exit_code() is not None or self._serves(), "the daemon serves")
         assert self._exit_code() is None, f"the daemon has ended:\n{self.log}"
 

@@ -319,6 +319,8 @@ def test_a_daemon_waits_for_the_server_of_a_killed_keeper_and_never_starts_besid
         daemon.launch()
     finally:
         os.kill(server, signal.SIGCONT)
+    until(lambda: not is_alive(server), "the old server, which may still answer, has left")
+    daemon.wait_serving()
     daemon.wait_state("idle", "running")
 
 
