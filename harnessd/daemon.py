@@ -460,12 +460,12 @@ def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -
     """
     from harnessd.server import places
 
-    if held := inventory.stored.get("lock"):
-        return held
-    fd = places.lock(state)
-    places.sign_lock(fd, keeper_pid)
-    link.store("lock", [fd])
-    return [fd]
+    held = inventory.stored.get("lock")
+    if not held:
+        held = [places.lock(state)]
+        link.store("lock", held)
+    places.sign_lock(held[0], keeper_pid, os.getpid())
+    return held
 
 
 def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:

@@ -13,6 +13,7 @@ import secrets
 import signal
 import time
 from collections.abc import Container
+from contextlib import suppress
 
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
 _MARK_BIT = 1 << 61
@@ -74,6 +75,19 @@ def end_all(marks: Container[int], deadline_s: float = 5.0) -> None:
             for pid in pids:
                 send(mark, pid, (signal.SIGKILL,))
         time.sleep(0.005)
+
+
+def end(pid: int, ticks: int) -> bool:
+    """Send SIGKILL to the process that started then. Return False when it is gone or may not be signalled."""
+    with suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if not is_over(pid, ticks):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                return True
+        finally:
+            os.close(pidfd)
+    return False
 
 
 def start_ticks(pid: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from harnessd import tree
 from harnessd.errors import AlreadyRunning, HarnessError
 
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 _SCRIPT = "script-"
 _LEAVE_S = 8.0  # a server needs five when clients do not let go
+_END_S = 2.0  # how long one that is killed may take to be gone
 
 
 def state_dir(configured: Path | None) -> Path:
@@ -118,7 +121,7 @@ def make_private(folder: Path, *, traversable: bool = False) -> None:
 def lock(folder: Path) -> int:
     """Lock the directory. Return the descriptor that holds the lock; raise AlreadyRunning, naming who has it.
 
-    The server of a keeper that was killed is waited for: it stores what it knows, and leaves.
+    The server of a keeper that was killed is waited for: it stores what it knows, and leaves. One that hangs is ended.
     """
     try:
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -132,15 +135,33 @@ def lock(folder: Path) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return fd
         except OSError:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            if os.path.exists(f"/proc/{holder}") or time.monotonic() > give_up_at:
+            (pid, ticks), *servers = _signers(fd) or [(0, 0)]
+            late_s = time.monotonic() - give_up_at
+            if not tree.is_over(pid, ticks) or late_s > (_END_S if servers else 0):
                 os.close(fd)
-                raise AlreadyRunning(f"cannot use {folder}: the harnessd with pid {holder} holds it") from None
+                who = f"the harnessd with pid {pid}" if pid else "another harnessd"
+                raise AlreadyRunning(f"cannot use {folder}: {who} holds it") from None
+            if late_s > 0:
+                _end_hanging(servers)
         time.sleep(0.02)
 
 
-def sign_lock(fd: int, pid: int) -> None:
-    """Write who holds the lock."""
+def sign_lock(fd: int, *pids: int) -> None:
+    """Write who holds the lock: a daemon's keeper, then its server; or a script."""
     with suppress(OSError):  # on a read-only filesystem the lock holds all the same
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{pid}\n".encode(), 0)
+        os.pwrite(fd, "".join(f"{pid} {tree.start_ticks(pid)}\n" for pid in pids).encode(), 0)
+
+
+def _signers(fd: int) -> list[tuple[int, int]]:
+    """Return pid and start time of each that has signed the lock; nothing when it was not signed so."""
+    with suppress(ValueError):
+        found = [line.split() for line in os.pread(fd, 256, 0).splitlines()]
+        return [(int(pid), int(ticks)) for pid, ticks in found]
+    return []
+
+
+def _end_hanging(servers: list[tuple[int, int]]) -> None:
+    for pid, ticks in servers:
+        if tree.end(pid, ticks):
+            logging.getLogger(__name__).warning("the server %d of a killed keeper did not leave, and was killed", pid)

@@ -144,7 +144,7 @@ class Driver:
         return processes[number % len(processes)] if processes else None
 
     def _signal(self, process: Process | None, number: signal.Signals) -> tuple[str, Undo | None] | None:
-        if process is None or read(process.pid) != process:
+        if process is None or not process.is_alive():
             return None
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)

@@ -25,6 +25,11 @@ class Process:
     ticks: int  # when it started
     mark: int  # of its run; 0 for none
 
+    def is_alive(self) -> bool:
+        """Return whether it lives; an orphan has another parent than before, and is the same process."""
+        found = read(self.pid)
+        return found is not None and found.ticks == self.ticks
+
 
 def read(pid: int) -> Process | None:
     """Return the process; None when it is gone or a zombie."""

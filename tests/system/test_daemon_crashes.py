@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -263,6 +265,13 @@ def _kill_keeper(daemon: Daemon) -> None:
     daemon.wait()
 
 
+def _has_open(pids: Iterable[int], path: Path) -> bool:
+    found = [fd for pid in pids for fd in Path(f"/proc/{pid}/fd").glob("*")]
+    with suppress(FileNotFoundError):
+        return path in [fd.readlink() for fd in found]
+    return False
+
+
 def test_the_keeper_killed_leaves_nothing_of_any_run_and_the_next_serve_starts_clean(daemon: Daemon) -> None:
     daemon.job("idle", "Idle")
     daemon.job("stubborn", "Stubborn", kill_grace=0.3)
@@ -304,24 +313,29 @@ def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(daemon
     daemon.wait_for(lambda: daemon.status("forks")["pids"] != escaped, "a new run reports")
 
 
-def test_a_daemon_waits_for_the_server_of_a_killed_keeper_and_never_starts_beside_it(daemon: Daemon) -> None:
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_daemon_never_starts_beside_the_server_of_a_killed_keeper(daemon: Daemon, leaves: bool) -> None:
+    """It waits until that server has left, and ends it when it hangs."""
     daemon.job("idle", "Idle")
     daemon.start()
-    daemon.wait_state("idle", "running")
+    run = daemon.wait_state("idle", "running")["run"]
+    daemon.wait_for(lambda: daemon.rows(f"SELECT id FROM run WHERE id = {run}"), "the run is stored")
     server = daemon.server_pid()
     os.kill(server, signal.SIGSTOP)
-    keeper = daemon.keeper_pid
+    _kill_keeper(daemon)
+    daemon.launch()
     try:
-        _kill_keeper(daemon)
-        daemon.launch()
-        assert daemon.wait() == 1
-        assert f"the harnessd with pid {keeper} holds it" in daemon.log
-        daemon.launch()
+        if leaves:
+            until(lambda: _has_open(children(daemon.keeper_pid), daemon.state / "lock"), "the next waits")
+            os.kill(server, signal.SIGCONT)
+        until(lambda: not is_alive(server), "the old server, which may still answer, is gone")
     finally:
-        os.kill(server, signal.SIGCONT)
-    until(lambda: not is_alive(server), "the old server, which may still answer, has left")
+        if is_alive(server):
+            os.kill(server, signal.SIGKILL)
     daemon.wait_serving()
+    assert (f"the server {server} of a killed keeper did not leave" in daemon.log) is not leaves
     daemon.wait_state("idle", "running")
+    daemon.wait_for(lambda: daemon.rows(f"SELECT id FROM run WHERE id = {run} AND reason = 'lost'"), "recorded as lost")
 
 
 def test_wants_are_decided_by_autostart_after_a_cold_start(daemon: Daemon) -> None:
