@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -115,8 +114,8 @@ def _load(spec: RunSpec) -> object:
     place, _, attribute = spec.entrypoint.rpartition(":")
     sys.argv = [place, *spec.args]
     if place.endswith(".py"):
-        _set_first_path(str(Path(place).parent))
-        found: object = _import_file(Path(place))
+        _set_first_path(os.path.dirname(place) or ".")
+        found: object = _import_file(place)
     else:
         _set_first_path(os.getcwd())
         found = importlib.import_module(place)
@@ -132,8 +131,11 @@ def _set_first_path(folder: str) -> None:
         sys.path[0] = folder
 
 
-def _import_file(path: Path) -> ModuleType:
-    name = path.stem if path.stem not in sys.stdlib_module_names else f"job_{path.stem}"
+def _import_file(path: str) -> ModuleType:
+    """Import the file. What is used here, every run has pages of its own for: pathlib takes 40."""
+    name = os.path.basename(path).removesuffix(".py")
+    if name in sys.stdlib_module_names:
+        name = f"job_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise NotAJob(f"cannot load {path}: it is no Python file")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Float, TableValuedAlias, Text, case, cast, func
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
 
 from harnessd.server.asked import MOST_FIELDS, Path
 
@@ -24,7 +24,7 @@ def pick(column: ColumnElement[Any], paths: Sequence[Path], dialect: str) -> Col
     if dialect == "sqlite":
         twice = [_sqlite_path(path) for path in (*paths, paths[0])]  # with a single path it would be no array
         return case((func.json_valid(column), func.json_extract(column, *twice)))
-    status = cast(column, JSONB)
+    status = cast(column, _jsonb())
     found = (func.jsonb_extract_path(status, *map(str, path)) for path in paths)
     return cast(func.jsonb_build_array(*found), Text)
 
@@ -44,8 +44,15 @@ def numbers(column: ColumnElement[Any], paths: Sequence[Path], dialect: str) -> 
     if dialect == "sqlite":
         rows = func.json_each(found).table_valued("key", "value", "type")
         return Numbers(rows, rows.c.key, rows.c.value, rows.c.type.in_(("integer", "real")))
-    rows = func.jsonb_array_elements(cast(found, JSONB)).table_valued("value", with_ordinality="key").render_derived()
+    elements = func.jsonb_array_elements(cast(found, _jsonb()))
+    rows = elements.table_valued("value", with_ordinality="key").render_derived()
     return Numbers(rows, rows.c.key - 1, cast(rows.c.value, Float), func.jsonb_typeof(rows.c.value) == "number")
+
+
+def _jsonb() -> type[TypeEngine[Any]]:
+    from sqlalchemy.dialects.postgresql import JSONB  # who has SQLite need not load the other dialect
+
+    return JSONB
 
 
 def named(names: Sequence[str], array: str | None) -> str:

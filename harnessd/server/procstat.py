@@ -83,9 +83,15 @@ class Sampler:
             cpu_s=cpu_s,
             rss_bytes=int(rss) * _PAGE_BYTES,
             threads=int(threads),
-            fds=len(os.listdir(f"/proc/{self._pid}/fd")),
+            fds=_count_fds(self._pid),
             status=_NAMES.get(state.decode(), state.decode()),
         )
+
+
+def _count_fds(pid: int) -> int:
+    """Return how many descriptors the process has: the size of the directory, since Linux 6.2."""
+    folder = f"/proc/{pid}/fd"
+    return os.stat(folder).st_size or len(os.listdir(folder))
 
 
 def _count_children(pid: int) -> int:

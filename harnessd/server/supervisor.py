@@ -159,11 +159,14 @@ class Supervisor:
         every = max(1, parts * _SAMPLED_AT_ONCE // max(1, len(self._entries)))
         if part % every:
             return
+        samples = []
         for entry in list(self._entries.values())[part // every :: -(-parts // every)]:
             figures = entry.live.sampler.sample() if entry.live else None
             if entry.live and figures:
                 used = (figures.cpu_percent, figures.rss_bytes, figures.threads, figures.fds)
-                self.record(Sample(entry.name, entry.live.run, now_us, *used))
+                samples.append(Sample(entry.name, entry.live.run, now_us, *used))
+        for sample in samples:  # all at once, so that they meet in one commit
+            self.record(sample)
 
     def entries(self) -> Iterable[Entry]:
         return self._entries.values()

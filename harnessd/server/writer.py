@@ -7,14 +7,14 @@ back for each row beside a busy one stores some hundred rows a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, not_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from harnessd.server import desired, schema
@@ -64,18 +64,12 @@ class Writer:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._insert: Callable[[Table], Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[
-            connection.dialect.name
-        ]
         self._statements: dict[tuple[_Template, int], str] = {}
         self._records: dict[type[Any], Callable[[Any], None]] = {
-            JobRow: self._job,
-            RunStarted: self._run_started,
             RunEnded: self._run_ended,
             JournalDone: self._journal_done,
             Event: lambda event: self._events.append(event),
             Sample: lambda sample: self._samples.append(sample),
-            Notice: self._notice,
             NoticesDone: lambda done: self._settle(done.ids, waiting=False),
             TroublesOver: lambda over: self._settle(over.ids, lasting=False),
         }
@@ -92,14 +86,18 @@ class Writer:
         with self.connection.begin():
             return desired.read(self.connection.exec_driver_sql)
 
-    def write(self, items: Iterable[Item], last_event: int) -> Written:
+    def write(self, items: Collection[Item], last_event: int) -> Written:
         """Commit the items. Events that stand for lines are numbered after `last_event`, the others have ids."""
         self._events, self._samples, tapes = [], [], list[Lines]()
         with self.connection.begin():
+            # Those that others name go first. Of a job the last row counts.
+            self._store_jobs({item.name: item for item in items if isinstance(item, JobRow)}.values())
+            self._store_runs([item for item in items if isinstance(item, RunStarted)])
+            self._many(_NOTICE, _flat(_NOTICE, (item for item in items if isinstance(item, Notice))))
             for item in items:
                 if isinstance(item, Lines):
                     tapes.append(item)
-                else:
+                elif not isinstance(item, _IN_ONE):
                     self._records[type(item)](item)
             told = len(self._events)
             refused = self._store_lines(tapes)
@@ -116,26 +114,24 @@ class Writer:
         except SQLAlchemyError:
             self.connection.invalidate()  # a rollback is of no use to a database that is gone
 
-    def _job(self, row: JobRow) -> None:
-        values = asdict(row)
-        changes = {name: value for name, value in values.items() if name != "name"}
-        upsert = self._insert(schema.job).values(values)
-        self.connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_=changes))
-        if row.name not in self._jobs:
-            found = self.connection.execute(select(schema.job.c.id).where(schema.job.c.name == row.name))
-            self._jobs[row.name] = found.scalar_one()
+    def _store_jobs(self, rows: Collection[JobRow]) -> None:
+        self._many(_JOB, _flat(_JOB, rows))
+        if new := [row.name for row in rows if row.name not in self._jobs]:
+            columns = schema.job.c
+            found = self.connection.execute(select(columns.name, columns.id).where(columns.name.in_(new)))
+            self._jobs.update((row.name, row.id) for row in found)
 
     def _job_id(self, name: str, at_us: int) -> int:
         """Return the id of the job, of which there is a removed row at least when this is done."""
         if name not in self._jobs:
-            self._job(JobRow(name, "{}", "", "down", "stopped", at_us, removed_us=at_us))
+            self._store_jobs([JobRow(name, "{}", "", "down", "stopped", at_us, removed_us=at_us)])
         return self._jobs[name]
 
-    def _run_started(self, run: RunStarted) -> None:
-        values = asdict(run) | {"job_id": self._job_id(run.job, run.started_us)}
-        del values["job"]
-        fresh = {"journal_done": False, "status_rows": 0, "thinned": 0}
-        self.connection.execute(self._insert(schema.run).values(values | fresh).on_conflict_do_nothing())
+    def _store_runs(self, runs: Sequence[RunStarted]) -> None:
+        values: list[Any] = []
+        for run in runs:
+            values += (self._job_id(run.job, run.started_us), *_RUN_FIELDS(run), False, 0, 0)
+        self._many(_RUN, values)
 
     def _run_ended(self, end: RunEnded) -> None:
         values = asdict(end)
@@ -145,9 +141,6 @@ class Writer:
     def _journal_done(self, done: JournalDone) -> None:
         self.connection.execute(update(schema.run).where(schema.run.c.id == done.run).values(journal_done=True))
         self._runs.pop(done.run, None)
-
-    def _notice(self, notice: Notice) -> None:
-        self.connection.execute(self._insert(schema.outbox).values(asdict(notice)).on_conflict_do_nothing())
 
     def _settle(self, ids: Sequence[int], **values: bool) -> None:
         """Note it of these notices, and forget those that nothing more is to become of."""
@@ -239,6 +232,22 @@ def _inserting(table: Table, *columns: str) -> _Template:
     return _Template(columns, f"INSERT INTO {table.name} ({{columns}}) VALUES {{rows}} ON CONFLICT DO NOTHING")
 
 
+def _flat(template: _Template, records: Iterable[Any]) -> list[Any]:
+    """Return the values of all records, one after another, whose fields are named as the columns."""
+    return list(chain.from_iterable(map(attrgetter(*template.columns), records)))
+
+
+_IN_ONE = (JobRow, RunStarted, Notice)  # all of a batch in one statement each
+_JOB_COLUMNS = tuple(field.name for field in fields(JobRow))
+_RUN_COLUMNS = tuple(field.name for field in fields(RunStarted) if field.name != "job")
+_RUN_FIELDS = attrgetter(*_RUN_COLUMNS)
+_JOB = _Template(
+    _JOB_COLUMNS,
+    "INSERT INTO job ({columns}) VALUES {rows} ON CONFLICT (name) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _JOB_COLUMNS if name != "name"),
+)
+_RUN = _inserting(schema.run, "job_id", *_RUN_COLUMNS, "journal_done", "status_rows", "thinned")
+_NOTICE = _inserting(schema.outbox, *(field.name for field in fields(Notice)))
 _STATUS = _inserting(schema.status, "job_id", "run_id", "seq", "at_us", "status")
 _EVENT = _inserting(schema.event, "id", "job_id", "run_id", "at_us", "kind", "actor", "data")
 _SAMPLE = _inserting(schema.sample, "job_id", "at_us", "run_id", "cpu_percent", "rss_bytes", "threads", "fds")
