@@ -293,6 +293,8 @@ class Store:
             self._sort_out(batch, failure, error)
             return
         kept = [item for item in batch if not isinstance(item, Lines | Exception)]
+        if self._loaded is None:  # they were numbered before it was known which numbers the database has
+            kept = [_unnumbered(item) for item in kept]
         with self._wake:
             first = self._health.failed(error)
             lines = [*(item for item in batch if isinstance(item, Lines)), *self._backlog.take_lines()]

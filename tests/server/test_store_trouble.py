@@ -71,6 +71,29 @@ def test_while_another_holds_the_lock_records_wait_and_lines_are_refused(store: 
     assert store.health()["ok"]
 
 
+def test_what_was_recorded_while_the_database_could_not_be_opened_gets_no_number_that_is_taken(
+    store: Store, path: Path, open_store: OpenStore
+) -> None:
+    for number in range(3):
+        store.put(Event("before", number))
+    store.flush().result(10)
+    store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        later = open_store()
+        later.put(Event("meanwhile", 4))
+        until(lambda: later._backlog.last_event, "it was tried, with a number")
+        until(lambda: len(later._backlog), "it waits again")
+        other.execute("ROLLBACK")
+    later.flush().result(30)
+    assert rows(path, "SELECT kind FROM event WHERE kind != 'storage' ORDER BY id") == [
+        ("before",),
+        ("before",),
+        ("before",),
+        ("meanwhile",),
+    ]
+
+
 def test_when_lines_fail_those_behind_them_fail_too(store: Store, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
