@@ -292,7 +292,7 @@ class Store:
         if trouble is Trouble.ROWS and connected and batch:
             self._sort_out(batch, failure, error)
             return
-        kept = [item for item in batch if not isinstance(item, Lines | Exception)]
+        kept: list[Waiting] = [item for item in batch if not isinstance(item, Lines | Exception)]
         if self._loaded is None:  # they were numbered before it was known which numbers the database has
             kept = [_unnumbered(item) for item in kept]
         with self._wake:
