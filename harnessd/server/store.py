@@ -247,6 +247,11 @@ class Store:
         began = time.monotonic()
         self._next_commit = 0.0 if self._backlog.is_urgent() else began + COMMIT_SECONDS
         try:
+            if self._loaded is None:  # the events were numbered before it was known which numbers the database has
+                self._connect()
+                with self._wake:
+                    self._backlog.put_back([_unnumbered(item) for item in batch])
+                    batch = self._backlog.take()
             written = self._write(batch)
         except Exception as error:  # nothing that a database or a record does may end this thread
             self._failed(error, batch)
@@ -292,9 +297,7 @@ class Store:
         if trouble is Trouble.ROWS and connected and batch:
             self._sort_out(batch, failure, error)
             return
-        kept: list[Waiting] = [item for item in batch if not isinstance(item, Lines | Exception)]
-        if self._loaded is None:  # they were numbered before it was known which numbers the database has
-            kept = [_unnumbered(item) for item in kept]
+        kept = [item for item in batch if not isinstance(item, Lines | Exception)]
         with self._wake:
             first = self._health.failed(error)
             lines = [*(item for item in batch if isinstance(item, Lines)), *self._backlog.take_lines()]
