@@ -12,8 +12,7 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Container
-from contextlib import suppress
+from collections.abc import Callable, Container
 
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
 _MARK_BIT = 1 << 61
@@ -51,20 +50,7 @@ def members(marks: Container[int]) -> dict[int, list[int]]:
 
 def send(mark: int, pid: int, signals: tuple[signal.Signals, ...]) -> bool:
     """Send the signals if the process wears the mark. Return False when it is gone or may not be signalled."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return False
-    try:
-        if _mark(pid) != mark:  # the pid was given to another process meanwhile
-            return False
-        for number in signals:
-            signal.pidfd_send_signal(pidfd, number)
-        return True
-    except (ProcessLookupError, PermissionError):
-        return False
-    finally:
-        os.close(pidfd)
+    return _send_if(lambda: _mark(pid) == mark, pid, signals)
 
 
 def end_all(marks: Container[int], deadline_s: float = 5.0) -> None:
@@ -79,15 +65,7 @@ def end_all(marks: Container[int], deadline_s: float = 5.0) -> None:
 
 def end(pid: int, ticks: int) -> bool:
     """Send SIGKILL to the process that started then. Return False when it is gone or may not be signalled."""
-    with suppress(OSError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            if not is_over(pid, ticks):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                return True
-        finally:
-            os.close(pidfd)
-    return False
+    return _send_if(lambda: not is_over(pid, ticks), pid, (signal.SIGKILL,))
 
 
 def start_ticks(pid: int) -> int:
@@ -100,6 +78,23 @@ def is_over(pid: int, ticks: int) -> bool:
     """Return whether the process that started then has ended, or is about to: its descriptors may be closed."""
     fields = _stat_fields(str(pid))
     return not fields or int(fields[19]) != ticks or fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
+
+
+def _send_if(is_it: Callable[[], bool], pid: int, signals: tuple[signal.Signals, ...]) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if not is_it():  # the pid was given to another process meanwhile
+            return False
+        for number in signals:
+            signal.pidfd_send_signal(pidfd, number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(pidfd)
 
 
 def _mark(pid: int) -> int:
