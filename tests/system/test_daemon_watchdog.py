@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.daemon import Daemon
+from helpers.daemon import Daemon, free_port
 from helpers.documents import Shell, commands, fenced, text
 from helpers.waiting import until
 
@@ -139,7 +139,7 @@ def test_what_is_paused_or_stopped_by_a_signal_is_left_alone_and_a_reload_arms_t
 
 
 def test_a_server_whose_check_fails_is_started_again(daemon: Daemon, tmp_path: Path) -> None:
-    sick, port = tmp_path / "sick", daemon.port + 1
+    sick, port = tmp_path / "sick", free_port()
     (tmp_path / "web.py").write_text(WEB)
     check = {"http": f"http://127.0.0.1:{port}/health", "every": 1, "failures": 1}
     daemon.settings(FAST)
@@ -186,7 +186,7 @@ def test_the_jobs_of_the_page_work_and_its_requests_are_answered(daemon: Daemon)
     )
     for block in fenced(page, "toml"):
         name = block.split("/")[2].partition(".toml")[0]
-        daemon.write(name, block.replace("8000", str(daemon.port + 1)).replace("every = 10", "every = 1"))
+        daemon.write(name, block.replace("8000", str(free_port())).replace("every = 10", "every = 1"))
     daemon.settings(FAST)
     daemon.start()
     daemon.status("feed")
