@@ -58,7 +58,8 @@ class Tool(ABC):
             )
 
     def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HARNESSD_")}
+        unwanted = ("HARNESSD_", "PYTHONDONTWRITEBYTECODE")  # as where they are used: with compiled modules on disk
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         return kept | {VARIABLE: self.token, "WORKER_FOLDER": str(self.folder)}
 
     def root(self) -> int:
