@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -88,17 +89,33 @@ def of_daemon(runtime: Path, state: Path) -> Path:
 
 
 def of_script(runtime: Path) -> tuple[Path, int]:
-    """Return a script's own part of the runtime directory, and the lock on it; what dead scripts left is removed."""
+    """Make and return a script's own part of the runtime directory, and the lock on it; what dead scripts left is
+    removed.
+
+    Scripts that start and end at once do not remove what is another's: no name is used twice, who removes a folder
+    holds its lock meanwhile, and one that was removed before its maker could lock it is made anew.
+    """
     make_private(runtime, traversable=True)
     for left in runtime.glob(f"{_SCRIPT}*"):
-        try:
-            os.close(lock(left))
-        except (AlreadyRunning, OSError):
-            continue  # it is in use, or being removed by another
-        shutil.rmtree(left, ignore_errors=True)
-    folder = runtime / f"{_SCRIPT}{os.getpid()}"
-    make_private(folder, traversable=True)
-    return folder, lock(folder)
+        with suppress(AlreadyRunning, OSError):  # it is in use, or being removed by another
+            held = _lock_in_place(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_SCRIPT}{os.getpid()}-", dir=runtime))
+        with suppress(AlreadyRunning, FileNotFoundError):
+            held = _lock_in_place(folder)
+            make_private(folder, traversable=True)
+            return folder, held
+
+
+def _lock_in_place(folder: Path) -> int:
+    """Lock the directory as `lock` does; raise FileNotFoundError if it was removed by who had the lock before."""
+    held = lock(folder)
+    if not os.fstat(held).st_nlink:
+        os.close(held)
+        raise FileNotFoundError(errno.ENOENT, "was removed", str(folder))
+    return held
 
 
 def make_private(folder: Path, *, traversable: bool = False) -> None:
