@@ -96,6 +96,7 @@ class FakeHost:
         self.asked: list[tuple[RunSpec, asyncio.Future[LiveRun]]] = []
         self.processes: list[Process] = []
         self.acknowledged: list[int] = []
+        self.shutting_down = False
 
     async def spawn(self, spec: RunSpec) -> LiveRun:
         self.asked.append((spec, self.clock.create_future()))
@@ -110,12 +111,18 @@ class FakeHost:
         page = memoryview(bytearray(64)).cast("Q")
         about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, False, ours.detach(), page)
         run = FakeRun(*about, clock=self.clock, since=self.clock.now)
-        self.processes.append(Process(run, theirs))
+        self.processes.append(Process(run, theirs, ending=self.shutting_down))
         reply.set_result(run)
 
     def fail(self) -> None:
         spec, reply = self.asked.pop(0)
         reply.set_exception(SpawnFailed(f"cannot start {spec.job!r}: no more processes"))
+
+    def shut_down(self) -> None:
+        """End and continue all as the keeper does, also what it was asked to start before."""
+        self.shutting_down = True
+        for process in self.processes:
+            process.ending, process.frozen = True, False
 
     def end(self, run: int, grace_s: float) -> None:
         (process,) = [each for each in self.processes if each.run.run == run]
@@ -242,8 +249,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
     @rule()
     def shut_down(self) -> None:
         self.ending = True
-        for process in self.host.processes:  # the keeper ends and continues all, and tells the server so
-            process.ending, process.frozen = True, False
+        self.host.shut_down()
         self.clock.do(self.supervisor.shut_down)
 
     # the host and the job

@@ -109,6 +109,7 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
     program.chmod(0o755)
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/harnessd/bin/harnessd", str(program)))
+    unit.chmod(0o644)  # whatever the umask is: one that all may write is told of
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)],
         capture_output=True,
