@@ -102,7 +102,10 @@ def of_script(runtime: Path) -> tuple[Path, int]:
             shutil.rmtree(left, ignore_errors=True)
             os.close(held)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{_SCRIPT}{os.getpid()}-", dir=runtime))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{_SCRIPT}{os.getpid()}-", dir=runtime))
+        except OSError as error:
+            raise HarnessError(f"cannot use {runtime}: {error.strerror}") from error
         with suppress(AlreadyRunning, FileNotFoundError):
             held = _lock_in_place(folder)
             make_private(folder, traversable=True)
