@@ -35,11 +35,6 @@ from harnessd.keeper.children import Child
 from harnessd.keeper.say import say
 from harnessd.wire import RunSpec
 
-try:  # here and not where it is called: in a run an import touches more of its pages
-    from setproctitle import setproctitle
-except ImportError:  # in an interpreter of the job's own: it keeps its own title
-    setproctitle = None  # type: ignore[assignment]
-
 _HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
 _COMMAND_MAILBOX = 3  # a shell can name descriptors of one digit only
 _PR_SET_PDEATHSIG = 1
@@ -323,8 +318,11 @@ def _become_python(spec: RunSpec, before: Pristine) -> None:
 
 def set_title(title: str) -> None:
     """Have `ps` show this process so, if setproctitle is there. Its first call is the dear one: the keeper makes it."""
-    if setproctitle is not None:
-        setproctitle(title)
+    try:
+        from setproctitle import setproctitle
+    except ImportError:  # in an interpreter of the job's own: it keeps its own title
+        return
+    setproctitle(title)
 
 
 def _forget_exit_functions() -> None:
