@@ -89,16 +89,15 @@ def of_daemon(runtime: Path, state: Path) -> Path:
 
 
 def of_script(runtime: Path) -> tuple[Path, int]:
-    """Make and return a script's own part of the runtime directory, and the lock on it; what dead scripts left is
-    removed.
+    """Return a script's own part of the runtime directory, and the lock on it; what dead scripts left is removed.
 
-    Scripts that start and end at once do not remove what is another's: no name is used twice, who removes a folder
-    holds its lock meanwhile, and one that was removed before its maker could lock it is made anew.
+    Scripts that start and end at once leave each other's alone: no name is used twice, who removes a folder holds its
+    lock meanwhile, and one that was removed before its maker could lock it is made anew.
     """
     make_private(runtime, traversable=True)
     for left in runtime.glob(f"{_SCRIPT}*"):
         with suppress(AlreadyRunning, OSError):  # it is in use, or being removed by another
-            held = _lock_in_place(left)
+            held = lock(left)
             shutil.rmtree(left, ignore_errors=True)
             os.close(held)
     while True:
@@ -107,18 +106,9 @@ def of_script(runtime: Path) -> tuple[Path, int]:
         except OSError as error:
             raise HarnessError(f"cannot use {runtime}: {error.strerror}") from error
         with suppress(AlreadyRunning, FileNotFoundError):
-            held = _lock_in_place(folder)
+            held = lock(folder)
             make_private(folder, traversable=True)
             return folder, held
-
-
-def _lock_in_place(folder: Path) -> int:
-    """Lock the directory as `lock` does; raise FileNotFoundError if it was removed by who had the lock before."""
-    held = lock(folder)
-    if not os.fstat(held).st_nlink:
-        os.close(held)
-        raise FileNotFoundError(errno.ENOENT, "was removed", str(folder))
-    return held
 
 
 def make_private(folder: Path, *, traversable: bool = False) -> None:
@@ -153,7 +143,6 @@ def lock(folder: Path) -> int:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
         except OSError:
             (pid, ticks), *servers = _signers(fd) or [(0, 0)]
             late_s = time.monotonic() - give_up_at
@@ -163,7 +152,12 @@ def lock(folder: Path) -> int:
                 raise AlreadyRunning(f"cannot use {folder}: {who} holds it") from None
             if late_s > 0:
                 _end_hanging(servers)
-        time.sleep(0.02)
+            time.sleep(0.02)
+        else:
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)  # who had it has removed it: a lock on it keeps nobody out
+            return lock(folder)
 
 
 def sign_lock(fd: int, *pids: int) -> None:

@@ -96,7 +96,7 @@ class FakeHost:
         self.asked: list[tuple[RunSpec, asyncio.Future[LiveRun]]] = []
         self.processes: list[Process] = []
         self.acknowledged: list[int] = []
-        self.shutting_down = False
+        self.ending = False
 
     async def spawn(self, spec: RunSpec) -> LiveRun:
         self.asked.append((spec, self.clock.create_future()))
@@ -111,7 +111,7 @@ class FakeHost:
         page = memoryview(bytearray(64)).cast("Q")
         about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, False, ours.detach(), page)
         run = FakeRun(*about, clock=self.clock, since=self.clock.now)
-        self.processes.append(Process(run, theirs, ending=self.shutting_down))
+        self.processes.append(Process(run, theirs, ending=self.ending))
         reply.set_result(run)
 
     def fail(self) -> None:
@@ -120,7 +120,7 @@ class FakeHost:
 
     def shut_down(self) -> None:
         """End and continue all as the keeper does, also what it was asked to start before."""
-        self.shutting_down = True
+        self.ending = True
         for process in self.processes:
             process.ending, process.frozen = True, False
 
@@ -167,7 +167,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
         self.supervisor = Supervisor(self.host, Folders(self.folder, 1 << 20), self.records.append)
         self.entry = self.supervisor.add(self.definition(rules, "1"))
         self.supervisor.read_with(FakeReader())  # type: ignore[arg-type]
-        self.wanted, self.ending, self.final = Want.DOWN, False, False
+        self.wanted, self.final = Want.DOWN, False
         self.spawns_when_final = 0
         self.accepted: set[int] = set()  # since the last run has ended
         self.loop_errors: list[Any] = []
@@ -231,7 +231,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
             self.wanted, self.final = Want.DOWN, True
         self.clock.settle()
 
-    @precondition(lambda self: not self.ending)
+    @precondition(lambda self: not self.host.ending)
     @rule(rules=RULES, digest=st.sampled_from("12"))
     def change_its_file(self, rules: Rules, digest: str) -> None:
         messages = self.entry.definition.rules.messages  # how it is steered is in the digest
@@ -240,7 +240,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
         self.clock.do(self.supervisor.redefine, self.entry, self.definition(changed, digest))
         self.accepted |= set(self.unread_ids()) - known
 
-    @precondition(lambda self: self.process and not self.ending)
+    @precondition(lambda self: self.process and not self.host.ending)
     @rule()
     def hang(self) -> None:
         self.clock.do(self.supervisor.apply, self.entry, policy.Hung(ExitReason.HUNG), "hangs")
@@ -248,7 +248,6 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
     @precondition(lambda self: self.clock.now > 1e5)
     @rule()
     def shut_down(self) -> None:
-        self.ending = True
         self.host.shut_down()
         self.clock.do(self.supervisor.shut_down)
 
@@ -325,7 +324,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
     def a_spawn_is_for_a_job_that_is_wanted(self) -> None:
         if self.host.asked and self.final:
             assert self.entry.job.state is State.STOPPING, "started after a stop or a kill"
-        if self.ending and not self.process and not self.host.asked:
+        if self.host.ending and not self.process and not self.host.asked:
             assert not self.entry.job.is_live
 
     @invariant()

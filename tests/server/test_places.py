@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from helpers.waiting import DEADLINE_S
+from helpers.waiting import DEADLINE_S, until
 
-from harnessd.server.places import of_script
+from harnessd.server.places import lock, of_script
 
 SCRIPT = """
 import os, shutil, sys
@@ -35,3 +37,27 @@ def test_scripts_that_start_and_end_at_once_keep_their_folders(tmp_path: Path) -
     last, held = of_script(tmp_path)
     os.close(held)
     assert list(tmp_path.iterdir()) == [last]
+
+
+def test_a_lock_that_its_holder_has_removed_is_taken_anew(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    over = subprocess.Popen(["true"])
+    over.wait(DEADLINE_S)
+    os.pwrite(held, f"{over.pid} 1\n".encode(), 0)  # so that it is waited for
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lock, tmp_path)
+        until(lambda: opened(tmp_path / "lock") == 2, "another waits for it")
+        (tmp_path / "lock").unlink()
+        os.close(held)
+        taken = waiting.result(DEADLINE_S)
+    assert os.fstat(taken).st_ino == (tmp_path / "lock").stat().st_ino
+    os.close(taken)
+
+
+def opened(path: Path) -> int:
+    """Return how many descriptors of this process are of the file."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/self/fd/{fd}") == str(path)
+    return count
