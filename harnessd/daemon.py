@@ -1,12 +1,9 @@
-"""`harnessd serve`: many jobs. The process that is started is the keeper; the server is its child.
-
-Above the line is what the keeper's process loads, the standard library alone. Below it is the server: it reads the
-configuration and asks for the runs first, and loads web and SQL while the keeper forks them.
+"""The server of many jobs. It reads the configuration and asks for the runs first, and loads web and SQL while the
+keeper forks them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import socket
@@ -15,13 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harnessd import logline
-from harnessd.keeper import say, warm
-from harnessd.keeper.loop import Keeper
-from harnessd.keeper.respawn import ServerProcess
-from harnessd.keeper.spawn import set_title
-
 _TRIM_S = 600.0
+_STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
 _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
@@ -43,26 +35,6 @@ if TYPE_CHECKING:
     from harnessd.server.store import Store
     from harnessd.server.supervisor import Supervisor
     from harnessd.web.call import Context
-
-
-_STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
-
-
-def serve(argv: list[str]) -> int:
-    """Be the keeper of a config directory until told to end. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="harnessd serve", description="Run every job of a config directory.")
-    parser.add_argument("config_dir", type=Path, help="holds harnessd.toml and jobs/")
-    parser.add_argument("--log-format", choices=logline.FORMATS, default=logline.TEXT, help="of the daemon's own log")
-    given = parser.parse_args(argv)
-    config_dir = given.config_dir.absolute()
-    say.use(given.log_format)
-    warm.load()
-    set_title(f"harnessd serve {config_dir}")
-
-    return Keeper(server=ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir), given.log_format])).run()
-
-
-# The server
 
 
 def main(config_dir: str, log_format: str, control: int) -> int:

@@ -16,8 +16,8 @@ import pytest
 import harnessd
 
 PACKAGE = Path(harnessd.__file__).parent
-FORKING = {"harnessd.harness", "harnessd.daemon"}
-COMPOSERS = FORKING | {"harnessd.offline"}
+FORKING = {"harnessd.harness", "harnessd.root"}
+COMPOSERS = FORKING | {"harnessd.daemon", "harnessd.offline"}
 FOLDERS = {"job", "keeper", "server", "web", "cli", "examples"}
 
 # What stands at the package's root is a word that all share, unless it composes.
@@ -48,7 +48,6 @@ ADAPTERS = {
 }
 IMPURE_LIBRARIES = {"asyncio", "os", "socket", "time", "random", "subprocess", "threading", "sqlite3"}
 NOT_FOR_THE_WEB = ADAPTERS - {"harnessd.server.supervisor"}
-LAZY_ONLY = {"setproctitle"}
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 def test_what_a_run_or_the_keeper_loads_is_standard_library(module: str) -> None:
     for found in imports(module):
         library = found.target.split(".")[0]
-        if library in LAZY_ONLY:
-            assert found.when == "called"
-        else:
-            assert library in sys.stdlib_module_names | {"harnessd"}, f"{module} imports {found.target}"
+        assert library in sys.stdlib_module_names | {"harnessd"}, f"{module} imports {found.target}"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if layer(module) == "keeper"])

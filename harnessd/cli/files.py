@@ -24,7 +24,7 @@ def serve(
     ] = "text",
 ) -> None:
     """Run every job of a config directory until told to end (SIGTERM, Ctrl-C)."""
-    from harnessd.daemon import serve as keep
+    from harnessd.root import serve as keep
 
     raise typer.Exit(keep([str(config_dir), "--log-format", log_format]))
 

@@ -74,8 +74,8 @@ class Cgroups:
         self._retry_s = _RETRY_S
         self._retry_at = float("inf")
 
-    def settle_in(self) -> None:
-        """Move this process into a leaf of its own, remove what a dead keeper has left, and enable the controllers."""
+    def settle_in(self, server_pid: int) -> None:
+        """Move this process and its server into a leaf, remove what a dead keeper has left, enable the controllers."""
         self._base = _own()
         if not self._base:
             return
@@ -84,6 +84,8 @@ class Cgroups:
         try:
             os.makedirs(f"{home}/keeper")
             _write(home, "keeper/cgroup.procs", "0")
+            with suppress(ProcessLookupError):  # it has ended at once
+                _write(home, "keeper/cgroup.procs", str(server_pid))
         except OSError:  # not ours to write: the usual case outside of a service that is delegated
             _remove(home)
             return

@@ -28,7 +28,7 @@ from harnessd.job import pulse
 from harnessd.keeper.cgroup import Cgroups
 from harnessd.keeper.children import Child, Children
 from harnessd.keeper.notify import Notifier
-from harnessd.keeper.respawn import LEAVE_S, ServerProcess
+from harnessd.keeper.respawn import LEAVE_S, ServerProcess, allow_many_files
 from harnessd.keeper.say import say
 from harnessd.keeper.spawn import Pristine, fork, prepare
 from harnessd.keeper.zygote import Zygote
@@ -82,18 +82,18 @@ class Keeper:
 
     def _prepare(self) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        allow_many_files()
         for number in _SIGNALS:
             signal.signal(number, _record_only)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         if self._server:
-            self._cgroups.settle_in()
+            self._cgroups.settle_in(self._server.pid)
 
     def run(self) -> int:
         """Keep until there is nothing left to keep. Return the exit code."""
         gc.collect()
         gc.freeze()
+        self._reap()  # a server that has ended before there was a handler for its signal
         while True:
             self._work_due()
             if self._exit_code is not None:

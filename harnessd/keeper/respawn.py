@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,7 @@ class ServerProcess:
     def _execute(self, control: socket.socket) -> None:
         try:
             os.setsid()  # a Ctrl-C in the terminal is for the keeper
+            allow_many_files()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_DFL)
@@ -87,3 +89,9 @@ class ServerProcess:
         if self.pid and time.monotonic() >= self.kill_at:
             os.kill(self.pid, signal.SIGKILL)
             self.kill_at = math.inf
+
+
+def allow_many_files() -> None:
+    """Raise the limit of descriptors as far as this process may; a run gets back what was there before."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -317,12 +317,9 @@ def _become_python(spec: RunSpec, before: Pristine) -> None:
 
 
 def set_title(title: str) -> None:
-    """Have `ps` show this process so, if setproctitle is there. Its first call is the dear one: the keeper makes it."""
-    try:
-        from setproctitle import setproctitle
-    except ImportError:  # in an interpreter of the job's own: it keeps its own title
-        return
-    setproctitle(title)
+    """Have `ps` show this process so, if setproctitle is loaded: an import statement here would cost a run 80 pages."""
+    if module := sys.modules.get("setproctitle"):
+        module.setproctitle(title)
 
 
 def _forget_exit_functions() -> None:

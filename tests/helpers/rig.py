@@ -24,7 +24,9 @@ from harnessd.wire import Frame, FrameReader, RunSpec, pack_command, pack_frame
 # Without a server of its own it would take itself for a copy of a user's script; its runs are to be like the daemon's.
 _KEEPER = """
 import dataclasses, socket, sys
+from harnessd.keeper import warm
 from harnessd.keeper.loop import Keeper
+warm.load()
 keeper = Keeper(control=socket.socket(fileno=int(sys.argv[1])))
 keeper._pristine = dataclasses.replace(keeper._pristine, script=False, own_fds=None)
 sys.exit(keeper.run())

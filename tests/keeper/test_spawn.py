@@ -56,7 +56,8 @@ def looked(keeper: Rig, **changes: Any) -> dict[str, Any]:
 
 def test_run_is_pristine(keeper: Rig) -> None:
     found = looked(keeper)
-    assert found["mask"] == [] and found["wakeup"] == -1 and found["sigint"] and not found["running"]
+    assert found["mask"] == [] and found["wakeup"] == -1 and not found["running"]
+    assert found["sigint"] is (signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     assert found["default"] == [True] * 4
     assert found["sid"] == found["pid"] and found["ppid"] == keeper.process.pid
     assert (found["main"], found["threads"], found["stdin"]) == ("__main__", 1, "")

@@ -33,7 +33,7 @@ _QUICK = (
     "-c",
     (
         "import sys; from harnessd.keeper import respawn; respawn._STEADY_S = 0; respawn.MAX_DELAY_S = 0.1;"
-        "from harnessd.daemon import serve; sys.exit(serve(sys.argv[1:]))"
+        "from harnessd.root import serve; sys.exit(serve(sys.argv[1:]))"
     ),
 )
 
