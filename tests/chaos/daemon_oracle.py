@@ -13,7 +13,7 @@ from chaos.story import Fact, Story
 _WARM_S, _LIFE_S = 15.0, 45.0  # a process is measured from the first on, if it lived for the second
 _FDS = {"keeper": 60, "server": 120}  # allowed from early to late: some 30 runs more or less, and connections
 _ANON_KB = {"keeper": 4_000, "server": 60_000}  # the writer's cache alone may take 32 MiB
-_IDLE_FDS = {"keeper": 40, "server": 60}  # with no run left
+IDLE_FDS = {"keeper": 40, "server": 60}  # with no run left
 _COLD = "the daemon has started"
 # What a new server does before it notes its start.
 _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was there", "its file is gone")
@@ -112,7 +112,7 @@ def _growth(story: Story, verdict: Verdict) -> None:
     for fact in story.driver:
         if fact["f"] == "size":
             sizes.setdefault((fact["role"], fact["pid"]), []).append(fact)
-        if fact["f"] == "idle" and fact["fds"] > _IDLE_FDS[fact["role"]]:
+        if fact["f"] == "idle" and fact["fds"] > IDLE_FDS[fact["role"]]:
             verdict.wrong(f"descriptors leak: the {fact['role']} has {fact['fds']} with no run left")
     for (role, pid), seen in sizes.items():
         warm = [fact for fact in seen if fact["t"] >= seen[0]["t"] + _WARM_S]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
-from chaos.daemon_oracle import left_behind
+from chaos.daemon_oracle import IDLE_FDS, left_behind
 from chaos.ground import Ground, answer, until
 from chaos.oracle import Verdict
 from chaos.processes import Table
 from chaos.witness import now
 
 _DEADLINE_S = 40.0
+_IDLE_S = 1.5
 _LIVE = ("starting", "running", "paused", "stopping")
 
 
@@ -109,13 +109,13 @@ class Rest:
         yield "last exit", (end.get("run"), end.get("code"), end.get("reason")), runs[0] if runs else (None,) * 3
 
     def _note_idle(self) -> None:
-        time.sleep(1.5)  # connections that were kept open end, and files of ended runs are closed
         server = self._table.server()
         for role, pid in (("keeper", self._ground.init.pid), ("server", server.pid if server else None)):
-            with suppress(OSError):
-                fds = os.listdir(f"/proc/{pid}/fd")
-                self._ground.driver.note("idle", role=role, pid=pid, fds=len(fds))
-                self._verdict.notes.append(f"{role} with no run: {len(fds)} descriptors")
+            with suppress(OSError):  # connections that were kept open end, and files of ended runs are closed
+                until(lambda pid=pid, most=IDLE_FDS[role]: _descriptors(pid) <= most, _IDLE_S)
+                fds = _descriptors(pid)
+                self._ground.driver.note("idle", role=role, pid=pid, fds=fds)
+                self._verdict.notes.append(f"{role} with no run: {fds} descriptors")
 
     # the end
 
@@ -140,3 +140,7 @@ class Rest:
         with suppress(OSError):
             return [json.loads(line) for line in answer(self._ground.port, method, path, _DEADLINE_S)[1].splitlines()]
         return []
+
+
+def _descriptors(pid: int | None) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
