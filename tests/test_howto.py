@@ -126,7 +126,8 @@ def test_the_page_on_tasks_works(daemon: Daemon, monkeypatch: pytest.MonkeyPatch
     said = {line: type_in(shell, line) for line in lines(page)}
     assert "feed" in said["HARNESSD_URL=http://127.0.0.1:2222 HARNESSD_TOKEN=$(cat alice.token) harnessd ps"]
     assert "report" not in said["HARNESSD_URL=http://127.0.0.1:2222 HARNESSD_TOKEN=$(cat alice.token) harnessd ps"]
-    assert "nightly" in said["harnessd runs nightly"]
+    # A start is answered before there is a process, so the page's own question may come too early.
+    daemon.wait_for(lambda: "nightly" in type_in(shell, "harnessd runs nightly"), "its run is stored")
     assert "5" in said["harnessd config feed"]
     daemon.write("bad", 'command = ["sh", "-c", "exit 3"]\nrestart = "never"\n')
     type_in(shell, "harnessd reload")
