@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 
 from harnessd import logline
 from harnessd.keeper import say
-from harnessd.keeper.respawn import ServerProcess
+from harnessd.keeper.respawn import SIGNALS, ServerProcess
 
 
 def serve(argv: list[str]) -> int:
@@ -18,6 +19,7 @@ def serve(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     config_dir = given.config_dir.absolute()
     say.use(given.log_format)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until the keeper can act on them
     server = ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir), given.log_format])
     control = server.start()  # it reads its configuration while this process loads what the runs will need
 

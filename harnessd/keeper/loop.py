@@ -28,14 +28,13 @@ from harnessd.job import pulse
 from harnessd.keeper.cgroup import Cgroups
 from harnessd.keeper.children import Child, Children
 from harnessd.keeper.notify import Notifier
-from harnessd.keeper.respawn import LEAVE_S, ServerProcess, allow_many_files
+from harnessd.keeper.respawn import LEAVE_S, SIGNALS, ServerProcess, allow_many_files
 from harnessd.keeper.say import say
 from harnessd.keeper.spawn import Pristine, fork, prepare
 from harnessd.keeper.zygote import Zygote
 from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 _RECORD_S = 5.0  # how long the keeper waits at its end for the server to store the last exits
 
 
@@ -65,7 +64,7 @@ class Keeper:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._pristine = Pristine(
             keeper_pid=os.getpid(),
-            handlers={number: _own_handler(number) for number in _SIGNALS},
+            handlers={number: _own_handler(number) for number in SIGNALS},
             nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
             own_fds=None if server else self._own_fds,
             job=job,
@@ -83,9 +82,10 @@ class Keeper:
     def _prepare(self) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         allow_many_files()
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, _record_only)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if self._server:
             self._cgroups.settle_in(self._server.pid)
 
@@ -93,7 +93,6 @@ class Keeper:
         """Keep until there is nothing left to keep. Return the exit code."""
         gc.collect()
         gc.freeze()
-        self._reap()  # a server that has ended before there was a handler for its signal
         while True:
             self._work_due()
             if self._exit_code is not None:
@@ -163,7 +162,7 @@ class Keeper:
         self._detach()
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
-        if not self._server.ready:  # nor will the next one
+        if not (self._server.ready or expected or self._ending):  # nor will the next one be ready
             self._leaving = True
             self._final_code = code if code > 0 else 1
             self._end_all(grace_s=None)

@@ -12,6 +12,7 @@ import time
 
 from harnessd.keeper.say import say
 
+SIGNALS = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # the keeper acts on them
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
 _STEADY_S = 10.0  # a server that was up for so long is started again after the first delay
@@ -51,7 +52,7 @@ class ServerProcess:
             os.setsid()  # a Ctrl-C in the terminal is for the keeper
             allow_many_files()
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             control.set_inheritable(True)

@@ -444,3 +444,21 @@ def test_a_pid_that_belongs_to_a_stranger_now_is_not_signalled(daemon: Daemon) -
             assert stranger.poll() is None
         finally:
             stranger.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_that_is_told_to_end_while_it_comes_up_ends_in_order(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.job("one", "Idle")
+    daemon.launch()
+    daemon.wait_for(lambda: children(daemon.keeper_pid), "it has a server")
+    assert daemon.stop(number) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_a_daemon_that_gets_a_signal_while_it_comes_up_serves(daemon: Daemon, number: signal.Signals) -> None:
+    daemon.job("one", "Idle")
+    daemon.launch()
+    daemon.wait_for(lambda: children(daemon.keeper_pid), "it has a server")
+    daemon.tell(number)
+    daemon.wait_serving()
+    daemon.wait_state("one", "running")
