@@ -24,11 +24,14 @@ def new_mark() -> int:
     return _MARK_BIT | secrets.randbits(60)
 
 
-def wear(mark: int) -> int:
-    """Mark this process and all that will descend from it. Return what it wore before."""
-    before, hard = resource.getrlimit(_RLIMIT_LOCKS)
-    resource.setrlimit(_RLIMIT_LOCKS, (mark, hard))
-    return before
+def worn() -> int:
+    """Return what this process wears."""
+    return resource.getrlimit(_RLIMIT_LOCKS)[0]
+
+
+def wear(mark: int) -> None:
+    """Mark this process and all that will descend from it."""
+    resource.setrlimit(_RLIMIT_LOCKS, (mark, resource.getrlimit(_RLIMIT_LOCKS)[1]))
 
 
 def put_on(mark: int, pid: int) -> None:

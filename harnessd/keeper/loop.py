@@ -30,11 +30,12 @@ from harnessd.keeper.children import Child, Children
 from harnessd.keeper.notify import Notifier
 from harnessd.keeper.respawn import LEAVE_S, SIGNALS, ServerProcess, allow_many_files
 from harnessd.keeper.say import say
-from harnessd.keeper.spawn import Pristine, fork, prepare
+from harnessd.keeper.spawn import Began, Prepared, Pristine, fork, prepare
 from harnessd.keeper.zygote import Zygote
 from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
+_FORKED_AT_ONCE = 32
 _RECORD_S = 5.0  # how long the keeper waits at its end for the server to store the last exits
 
 
@@ -52,6 +53,7 @@ class Keeper:
         self, *, control: socket.socket | None = None, server: ServerProcess | None = None, job: object | None = None
     ) -> None:
         self._children = Children()
+        self._prepared: dict[int, Prepared] = {}  # to be forked together, by their runs
         self._stored: dict[str, list[int]] = {}
         self._server = server
         self._ending = False  # no run is started any more
@@ -175,8 +177,7 @@ class Keeper:
         """Do what the server had asked for before it ended: nobody will ask again."""
         with suppress(WireError):  # cut off in the middle of a frame
             while self._control and (frames := self._control.receive()[0]):
-                for frame, fds in frames:
-                    self._on_frame(frame, fds)
+                self._on_frames(frames)
 
     def _end_all(self, grace_s: float | None) -> None:
         if self._notifier and not self._ending:
@@ -233,14 +234,20 @@ class Keeper:
         except WireError as error:  # it cannot be trusted any more; as root, the next server starts afresh
             say("error", f"{error}; the connection is closed")
             frames, alive = [], False
-        for frame, fds in frames:
-            self._on_frame(frame, fds)
+        self._on_frames(frames)
         if not alive:
             self._detach()
             if self._server is None:
                 self._end_all(grace_s=None)
             else:
                 self._server.expire()
+
+    def _on_frames(self, frames: Iterable[tuple[Frame, list[int]]]) -> None:
+        for frame, fds in frames:
+            if frame.get("op") != "spawn" or len(self._prepared) == _FORKED_AT_ONCE:
+                self._fork_prepared()
+            self._on_frame(frame, fds)
+        self._fork_prepared()
 
     def _on_frame(self, frame: Frame, fds: list[int]) -> None:
         try:
@@ -278,19 +285,37 @@ class Keeper:
     def _op_spawn(self, frame: Frame, fds: list[int]) -> Answer | None:
         spec = RunSpec.from_frame(frame["spec"])
         if self._ending:
-            raise SpawnFailed(f"cannot start {spec.job!r}: the daemon is ending")
-        if spec.run in self._children.live or spec.run in self._children.exits:
+            raise _is_ending(spec.job)
+        if any(spec.run in runs for runs in (self._children.live, self._children.exits, self._prepared)):
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
-        prepared = prepare(spec, self._cgroups)
+        prepared = prepare(frame.get("id"), spec, self._cgroups)
         if self._zygote and not spec.command and not spec.python:
-            self._zygote.fork(frame.get("id"), prepared)
+            self._zygote.fork(prepared)
             self._watch(self._zygote.channel)
-            return None  # it is answered when the zygote says which process it is
-        return self._started(fork(prepared, self._pristine, self._cgroups))
+        else:
+            self._prepared[spec.run] = prepared
+        return None  # it is answered when it is a process
 
-    def _started(self, child: Child) -> Answer:
+    def _fork_prepared(self) -> None:
+        if not self._prepared:
+            return
+        forked = fork(self._prepared.values(), self._pristine)
+        several = list(self._prepared.values())
+        self._prepared.clear()
+        for prepared, result in zip(several, forked, strict=True):
+            if isinstance(result, SpawnFailed):
+                self._refuse(prepared, result)
+            else:
+                self._started(prepared, *result)
+
+    def _refuse(self, prepared: Prepared, why: SpawnFailed) -> None:
+        prepared.close(self._cgroups)
+        self._answer(prepared.request, Answer({"error": str(why)}))
+
+    def _started(self, prepared: Prepared, pid: int, began: Began) -> None:
+        child = prepared.child(pid, began)
         self._children.add(child)
-        return Answer(child.to_frame(), (child.mailbox, child.pulse))
+        self._answer(prepared.request, Answer(child.to_frame(), (child.mailbox, child.pulse)))
 
     def _op_preload(self, frame: Frame, fds: list[int]) -> Answer | None:
         """Have later runs forked from a process that has imported the modules; with none, from the keeper."""
@@ -359,11 +384,11 @@ class Keeper:
 
     def _on_forked(self, run: int, pid: int) -> None:
         assert self._zygote
-        waiting = self._zygote.waiting.pop(run)
-        pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pid
-        self._answer(waiting.request, self._started(waiting.prepared.child(pid)))
+        prepared = self._zygote.waiting.pop(run)
+        pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pid
+        self._started(prepared, pid, Began.now())
         if self._ending:  # it was asked for before the daemon was told to end
-            self._children.end(run, waiting.prepared.spec.kill_grace)
+            self._children.end(run, prepared.spec.kill_grace)
         if pid in self._unclaimed:
             self._children.reaped(pid, *self._unclaimed.pop(pid))
         if not self._zygote.waiting:
@@ -375,16 +400,13 @@ class Keeper:
         assert zygote
         self._selector.unregister(zygote.channel)
         zygote.channel.close()
-        for waiting in zygote.waiting.values():
-            pulse.attach(waiting.prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
-            try:
-                if self._ending:
-                    waiting.prepared.close(self._cgroups)
-                    raise SpawnFailed(f"cannot start {waiting.prepared.spec.job!r}: the daemon is ending")
-                answer = self._started(fork(waiting.prepared, self._pristine, self._cgroups))
-            except SpawnFailed as error:
-                answer = Answer({"error": str(error)})
-            self._answer(waiting.request, answer)
+        for run, prepared in zygote.waiting.items():
+            pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
+            if self._ending:
+                self._refuse(prepared, _is_ending(prepared.spec.job))
+            else:
+                self._prepared[run] = prepared
+        self._fork_prepared()
 
     def _own_fds(self) -> list[int]:
         """Return what this keeper has open beside what the script had, so that its run closes it."""
@@ -392,6 +414,8 @@ class Keeper:
         fds += [self._control.fileno()] if self._control else []
         for child in self._children.live.values():
             fds += (child.mailbox, child.pulse)
+        for prepared in self._prepared.values():
+            fds += prepared.fds()
         return fds
 
 
@@ -420,6 +444,10 @@ def _own_handler(number: int) -> Any:
 
 def _record_only(number: int, frame: object) -> None:
     """Let the wakeup descriptor tell the loop; the loop acts."""
+
+
+def _is_ending(job: str) -> SpawnFailed:
+    return SpawnFailed(f"cannot start {job!r}: the daemon is ending")
 
 
 def _how(code: int) -> str:

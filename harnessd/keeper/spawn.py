@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from harnessd import tree
 from harnessd.errors import SpawnFailed
@@ -55,50 +55,52 @@ class Pristine:
     script: bool  # in single job mode: the process is a copy of the user's script
 
 
+class Began(NamedTuple):
+    """When a run became a process."""
+
+    at: float  # wall clock, epoch seconds
+    mono: float
+
+    @classmethod
+    def now(cls) -> Began:
+        return cls(time.time(), time.monotonic())
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A run that has its descriptors and no process yet."""
 
+    request: int | None  # the server's
     spec: RunSpec
     ends: Ends
     mailbox: int  # the keeper's end
-    started_at: float
-    started_mono: float
     cell: Cell | None
     enter: int | None  # where to write to be in it
     limits: dict[str, str]  # how each is enforced
 
-    def close_ends(self) -> None:
-        """Close what is the run's alone, once it has it."""
-        for fd in (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors, self.enter):
-            if fd is not None:
-                os.close(fd)
+    def fds(self) -> list[int]:
+        """Return all of them."""
+        return [self.mailbox, self.ends.pulse, *self._of_the_run()]
+
+    def _of_the_run(self) -> list[int]:
+        fds = (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors, self.enter)
+        return [fd for fd in fds if fd is not None]
 
     def close(self, cgroups: Cgroups) -> None:
-        self.close_ends()
-        os.close(self.mailbox)
-        os.close(self.ends.pulse)
+        for fd in self.fds():
+            os.close(fd)
         if self.cell:
             cgroups.remove(self.cell)
 
-    def child(self, pid: int) -> Child:
+    def child(self, pid: int, began: Began) -> Child:
         """Return the run as the keeper holds it, now that it is a process."""
-        self.close_ends()
+        for fd in self._of_the_run():
+            os.close(fd)
         ticks = tree.start_ticks(pid)
-        return Child(
-            self.spec,
-            pid,
-            self.started_at,
-            self.started_mono,
-            ticks,
-            self.mailbox,
-            self.ends.pulse,
-            self.cell,
-            self.limits,
-        )
+        return Child(self.spec, pid, *began, ticks, self.mailbox, self.ends.pulse, self.cell, self.limits)
 
 
-def prepare(spec: RunSpec, cgroups: Cgroups) -> Prepared:
+def prepare(request: int | None, spec: RunSpec, cgroups: Cgroups) -> Prepared:
     """Make the run's descriptors. Raise SpawnFailed when the system refuses."""
     opened: list[int] = []
     spec, cell, limits = cgroups.confine(spec)
@@ -116,19 +118,40 @@ def prepare(spec: RunSpec, cgroups: Cgroups) -> Prepared:
         if cell:
             cgroups.remove(cell)
         raise SpawnFailed(f"cannot start {spec.job!r}: {_reason(error)}") from error
-    return Prepared(spec, Ends(*opened[1:]), opened[0], time.time(), time.monotonic(), cell, enter, limits)
+    return Prepared(request, spec, Ends(*opened[1:]), opened[0], cell, enter, limits)
 
 
-def fork(prepared: Prepared, before: Pristine, cgroups: Cgroups) -> Child:
-    """Fork the run from this process. Raise SpawnFailed when the system refuses."""
+def fork(several: Iterable[Prepared], before: Pristine) -> list[tuple[int, Began] | SpawnFailed]:
+    """Fork a run for each from this process. Return their pids and times, or why the system refused.
+
+    After a fork, each page that the keeper writes to is copied, and the run holds on to the old one. So there is
+    nothing in the loop that could as well be done before or after it.
+    """
+    forked: list[tuple[int, Began] | SpawnFailed] = []
+    signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in a run
+    unmarked = tree.worn()
+    safe = os.stat("/proc/self/task").st_nlink == 2 + 1  # a directory for each thread
     try:
-        if os.stat("/proc/self/task").st_nlink > 2 + 1:  # a directory for each thread
-            raise OSError(errno.EDEADLK, "the keeper has more than one thread, a fork would be unsafe")
-        pid = _fork_into(prepared, before)
-    except OSError as error:
-        prepared.close(cgroups)
-        raise SpawnFailed(f"cannot start {prepared.spec.job!r}: {_reason(error)}") from error
-    return prepared.child(pid)
+        for prepared in several:
+            try:
+                if not safe:
+                    raise OSError(errno.EDEADLK, "the keeper has more than one thread, a fork would be unsafe")
+                tree.wear(prepared.spec.mark)  # the run is born with it: no signal to the run's tree can miss it
+                began = Began.now()
+                pid = os.fork()
+            except OSError as error:
+                forked.append(SpawnFailed(f"cannot start {prepared.spec.job!r}: {_reason(error)}"))
+                continue
+            if pid == 0:
+                try:
+                    become(prepared.spec, prepared.ends, before, prepared.enter)
+                finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
+                    os._exit(1)
+            forked.append((pid, began))
+    finally:
+        tree.wear(unmarked)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
+    return forked
 
 
 def _open_to_append(path: str, spec: RunSpec) -> int:
@@ -148,31 +171,15 @@ def _open_output(path: str, spec: RunSpec) -> int:
         return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
 
-def _fork_into(prepared: Prepared, before: Pristine) -> int:
-    signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in the run
-    unmarked = tree.wear(prepared.spec.mark)  # the run is born with it, so that no signal to the run's tree can miss it
-    try:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                become(prepared.spec, prepared.ends, before, [prepared.mailbox], prepared.enter)
-            finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
-                os._exit(1)
-        return pid
-    finally:
-        tree.wear(unmarked)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
-
-
-def become(spec: RunSpec, ends: Ends, before: Pristine, others: list[int], enter: int | None) -> NoReturn:
-    """Turn this process, just forked, into the run; `others` are descriptors that are none of its own."""
+def become(spec: RunSpec, ends: Ends, before: Pristine, enter: int | None) -> NoReturn:
+    """Turn this process, just forked, into the run."""
     journal = None
     try:
         if enter is not None:
             os.write(enter, b"0")
         os.setsid()
         gc.freeze()  # what the keeper made since its start is left alone too, as a collection would copy its pages
-        _close_others(ends, before.own_fds, others)
+        _close_others(ends, before.own_fds)
         ends = _place_fds(ends)
         journal = Journal(ends.journal, ends.pulse, spec.journal_max_bytes)
         _set_identity(spec, before)
@@ -203,11 +210,11 @@ def _say(text: str) -> None:
         pass  # nobody reads the job's stderr; the journal has it too
 
 
-def _close_others(ends: Ends, own_fds: Callable[[], Iterable[int]] | None, others: Iterable[int]) -> None:
+def _close_others(ends: Ends, own_fds: Callable[[], Iterable[int]] | None) -> None:
     fds = (ends.mailbox, ends.pulse, ends.journal, ends.output, ends.errors)
     keep = sorted({fd for fd in fds if fd is not None})
     if own_fds:  # the others are the script's, for its job
-        for fd in {*own_fds(), *others}.difference(keep):
+        for fd in set(own_fds()).difference(keep):
             os.close(fd)
         return
     for low, high in pairwise([2, *keep, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]):

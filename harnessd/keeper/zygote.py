@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
 from harnessd import tree
@@ -28,21 +27,13 @@ from harnessd.wire import FrameReader, RunSpec, pack_frame
 _CLAIM_S = 5.0
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A run that the zygote was asked for."""
-
-    request: int | None  # the server's
-    prepared: Prepared
-
-
 class Zygote:
     """The keeper's view of it."""
 
     def __init__(self, modules: list[str], before: Pristine) -> None:
         """Fork it. It says `ready`, or why it `failed`, when it has imported the modules."""
         self.modules = modules
-        self.waiting: dict[int, Waiting] = {}
+        self.waiting: dict[int, Prepared] = {}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.pid = os.fork()
         if self.pid == 0:
@@ -54,10 +45,10 @@ class Zygote:
         theirs.close()
         self.channel = Channel(ours)
 
-    def fork(self, request: int | None, prepared: Prepared) -> None:
+    def fork(self, prepared: Prepared) -> None:
         """Ask for a run. It answers with the run's pid."""
         spec, ends = prepared.spec, prepared.ends
-        self.waiting[spec.run] = Waiting(request, prepared)
+        self.waiting[spec.run] = prepared
         fds = [ends.mailbox, ends.pulse, ends.journal, *(fd for fd in (ends.output, ends.errors) if fd is not None)]
         if prepared.enter is not None:
             fds.append(prepared.enter)
@@ -116,7 +107,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
             run = os.fork()
             if run == 0:
                 _await_claim(ends, before.keeper_pid)
-                become(spec, ends, before, [], enter)
+                become(spec, ends, before, enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
         finally:
             os._exit(0)
