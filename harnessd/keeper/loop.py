@@ -26,7 +26,7 @@ from harnessd.channel import Channel
 from harnessd.errors import HarnessError, SpawnFailed, WireError
 from harnessd.job import pulse
 from harnessd.keeper.cgroup import Cgroups
-from harnessd.keeper.children import Child, Children
+from harnessd.keeper.children import Children
 from harnessd.keeper.notify import Notifier
 from harnessd.keeper.respawn import LEAVE_S, SIGNALS, ServerProcess, allow_many_files
 from harnessd.keeper.say import say
