@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 _TRIM_S = 600.0
+_FIRST_TRIM_S = 30.0  # not while the jobs start
+_ASKED_AT_ONCE = 16  # runs
 _STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
 _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 
 def main(config_dir: str, log_format: str, control: int) -> int:
     """Be the server. Return the exit code; 2 says that the configuration cannot be used."""
+    import gc
     import logging
+
+    gc.disable()  # until it serves: what is loaded and made by then stays
 
     import uvloop
 
@@ -110,14 +115,16 @@ class Daemon:
         link.preload(settings.preload)
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
         known = with_unstored(self._known(state), journals, held)
-        plan = self._start_jobs(supervisor, inventory, known, cold=hello["server_starts"] == 1)
+        cold = hello["server_starts"] == 1
+        plan = self._take_over(supervisor, inventory, known, cold=cold)
         for run in plan.strays:
             os.close(run.mailbox)
             link.end(run.run, _STRAY_GRACE_S)
         if hello["ending"]:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
-        await asyncio.sleep(0)  # has the runs asked for before the rest is loaded
+        wanted = [name for name in plan.launch if name not in self._gone]
+        await self._launch(supervisor, wanted, "the daemon has started" if cold else "the server was restarted")
         self._link, self._hello, self._supervisor = link, hello, supervisor
         await self._serve(listening, plan, known, state)
 
@@ -207,11 +214,11 @@ class Daemon:
                 self._store.put(record)
             self._early.clear()
 
-    def _start_jobs(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
+    def _take_over(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
+        """Register the jobs, those that an earlier server has left with their runs. Return what is to be done."""
         import json
         import time
 
-        from harnessd.server import policy
         from harnessd.server.adoption import plan
 
         definitions = self._definitions()
@@ -229,10 +236,18 @@ class Daemon:
             supervisor.resume_idle(name, job)
         for name in self._gone:
             supervisor.withdraw(supervisor.find(name))
-        for name in set(found.launch) - set(self._gone):
-            why = "the daemon has started" if cold else "the server was restarted"
-            supervisor.apply(supervisor.find(name), policy.Autostart(), why)
         return found
+
+    async def _launch(self, supervisor: Supervisor, names: list[str], why: str) -> None:
+        """Start the jobs, a few at a time: the keeper forks those while the next are got ready."""
+        from harnessd.server import policy
+
+        for number, name in enumerate(names, 1):
+            if not supervisor.ending:
+                supervisor.apply(supervisor.find(name), policy.Autostart(), why)
+            if number % _ASKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
     # serving
 
@@ -253,7 +268,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
         self._link.on_reload = lambda: _spawn_reload(self._reload, self._link.reloaded)
         await server.start()
-        gc.freeze()  # what is loaded stays; to look through it takes 50 ms
+        gc.freeze()  # to look through what stays takes 50 ms
+        gc.enable()
         self._link.ready()
         _say_serving(self._settings.http, listening[0], len(self._loaded.jobs))
         chores = [
@@ -384,6 +400,7 @@ class Daemon:
 
         from harnessd.server.records import Keep
 
+        await asyncio.sleep(_FIRST_TRIM_S)
         while True:
             history = self._settings.history
             kept = {name: history.overridden(spec.history) for name, spec in self._loaded.jobs.items() if spec.history}

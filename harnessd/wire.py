@@ -17,7 +17,7 @@ import struct
 from array import array
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from harnessd.errors import WireError
@@ -145,7 +145,7 @@ class RunSpec:
     kill_grace: float = 3.0  # seconds between SIGTERM and SIGKILL
 
     def to_frame(self) -> Frame:
-        return asdict(self)
+        return _fields(self)
 
     @classmethod
     def from_frame(cls, frame: Frame) -> Self:
@@ -174,7 +174,7 @@ class ExitRecord:
     oom: bool = False  # the kernel has killed of it for want of memory
 
     def to_frame(self) -> Frame:
-        return asdict(self)
+        return _fields(self)
 
     @classmethod
     def from_frame(cls, frame: Frame) -> Self:
@@ -182,6 +182,11 @@ class ExitRecord:
             return cls(**_known(cls, frame))
         except TypeError as error:
             raise WireError(f"cannot read the exit record: {error}") from None
+
+
+def _fields(value: RunSpec | ExitRecord) -> Frame:
+    """Return the fields by their names, without the copies that dataclasses.asdict makes of what is in them."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _known(cls: type, frame: Frame) -> Frame:

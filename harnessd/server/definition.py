@@ -7,7 +7,7 @@ import os
 import pwd
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harnessd.server.asked import Path, path_of
@@ -76,7 +76,7 @@ def from_script(name: str, settings: ScriptSettings, args: list[str]) -> Definit
         rules=Rules(restart="never", messages=settings.control == "messages"),
         kill_grace_s=settings.kill_grace,
         config=settings.config,
-        run_spec=lambda run: _with(run, args=args),
+        run_spec=lambda run: replace(run, args=args),
         digest="",
         shown={"name": name, "script": sys.argv[0], "config": settings.config},
         max_rate=settings.history.max_rate,
@@ -103,8 +103,4 @@ def _filled(run: RunSpec, spec: JobSpec) -> RunSpec:
         user = pwd.getpwnam(spec.user)
         changes |= {"uid": user.pw_uid, "gid": user.pw_gid, "groups": os.getgrouplist(user.pw_name, user.pw_gid)}
         env |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
-    return _with(run, env=env | spec.env, **changes)
-
-
-def _with(run: RunSpec, **changes: Any) -> RunSpec:
-    return RunSpec.from_frame(run.to_frame() | changes)
+    return replace(run, env={**env, **spec.env}, **changes)

@@ -46,12 +46,7 @@ class Trim:
         return self._now_us - int(keep.days * _DAY_US)
 
     def _old(self, id: int, cutoff_us: int) -> Iterator[int]:
-        newest = self._value(
-            select(status.c.id)
-            .where(status.c.job_id == id)
-            .order_by(status.c.at_us.desc(), status.c.id.desc())
-            .limit(1)
-        )
+        newest = self._value(_NEWEST, id)
         old = and_(status.c.job_id == id, status.c.at_us < cutoff_us, status.c.id != newest)
         yield from self._repeat(lambda limit: self._statuses(select(status.c.id, status.c.run_id).where(old), limit))
         yield from self._repeat(lambda limit: self._samples(id, cutoff_us, limit))
@@ -59,7 +54,7 @@ class Trim:
         yield from self._repeat(lambda limit: self._runs(id, cutoff_us, limit))
 
     def _surplus(self, id: int, rows: int) -> Iterator[int]:
-        surplus = (self._value(select(func.sum(run.c.status_rows)).where(run.c.job_id == id)) or 0) - rows
+        surplus = (self._value(_ROWS, id) or 0) - rows
         oldest = select(status.c.id, status.c.run_id).where(status.c.job_id == id)
         while surplus > 0:
             most = surplus
@@ -112,9 +107,9 @@ class Trim:
             self._connection.execute(delete(key.table).where(key.in_(ids)))
         return len(ids)
 
-    def _value(self, query: Select[Any]) -> Any:
+    def _value(self, query: Select[Any], id: int) -> Any:
         with self._connection.begin():
-            return self._connection.scalar(query)
+            return self._connection.scalar(query, {"id": id})
 
 
 def _oldest(at_us: Column[Any], job_id: Column[Any]) -> Any:
@@ -129,5 +124,12 @@ _OLDEST = select(
     _oldest(sample.c.at_us, sample.c.job_id),
     _oldest(event.c.at_us, event.c.job_id),
     _oldest(run.c.started_us, run.c.job_id),
+)
+_ROWS = select(func.sum(run.c.status_rows)).where(run.c.job_id == bindparam("id"))
+_NEWEST = (
+    select(status.c.id)
+    .where(status.c.job_id == bindparam("id"))
+    .order_by(status.c.at_us.desc(), status.c.id.desc())
+    .limit(1)
 )
 _FEWER = update(run).where(run.c.id == bindparam("id_")).values(status_rows=run.c.status_rows - bindparam("gone"))
