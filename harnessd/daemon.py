@@ -247,7 +247,7 @@ class Daemon:
                 supervisor.apply(supervisor.find(name), policy.Autostart(), why)
             if number % _ASKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await supervisor.forked()
 
     # serving
 

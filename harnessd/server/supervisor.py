@@ -379,6 +379,11 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def forked(self) -> None:
+        """Wait until each run that was asked for is a process, or could not become one."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _spawned(self, entry: Entry) -> None:
         definition, run = entry.definition, self.next_id()
         output, errors = "", ""
