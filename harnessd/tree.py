@@ -16,6 +16,7 @@ from collections.abc import Callable, Container
 
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux no longer uses
 _MARK_BIT = 1 << 61
+_STAT_BYTES = 4096  # more than there can be
 _PF_EXITING = 4  # include/linux/sched.h
 
 
@@ -46,8 +47,8 @@ def members(marks: Container[int]) -> dict[int, list[int]]:
     """Return the live processes that wear one of the marks: mark -> pids."""
     found: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdecimal() and (mark := _mark(int(entry))) in marks and not _is_zombie(entry):
-            found.setdefault(mark, []).append(int(entry))
+        if entry.isdecimal() and (mark := _mark(pid := int(entry))) in marks and not _is_zombie(pid):
+            found.setdefault(mark, []).append(pid)
     return found
 
 
@@ -73,13 +74,13 @@ def end(pid: int, ticks: int) -> bool:
 
 def start_ticks(pid: int) -> int:
     """Return when the process started, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
-    fields = _stat_fields(str(pid))
+    fields = stat(pid)
     return int(fields[19]) if fields else 0
 
 
 def is_over(pid: int, ticks: int) -> bool:
     """Return whether the process that started then has ended, or is about to: its descriptors may be closed."""
-    fields = _stat_fields(str(pid))
+    fields = stat(pid)
     return not fields or int(fields[19]) != ticks or fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
@@ -119,15 +120,18 @@ def _mark_in_limits(pid: int) -> int:
     return int(shown) if shown.isdigit() else 0
 
 
-def _is_zombie(pid: str) -> bool:
-    fields = _stat_fields(pid)
+def _is_zombie(pid: int) -> bool:
+    fields = stat(pid)
     return not fields or fields[0] in "ZX"
 
 
-def _stat_fields(pid: str) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on, see proc(5); none when the process is gone."""
+def stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on, see proc_pid_stat(5); none when the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2].decode("ascii").split()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _STAT_BYTES).rpartition(b") ")[2].decode("ascii").split()  # a name may hold anything
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return []

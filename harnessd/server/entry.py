@@ -122,11 +122,8 @@ class Live:
 
     def is_stopped(self) -> bool:
         """Return whether a signal or a debugger has stopped the run's first process."""
-        try:
-            with open(f"/proc/{self.info.pid}/stat", "rb") as file:
-                return file.read().rpartition(b") ")[2].startswith((b"T", b"t"))
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        fields = tree.stat(self.info.pid)
+        return bool(fields) and fields[0] in "Tt"
 
     def look_at_pulse(self) -> None:
         """Note whether the run has polled since the last look."""

@@ -106,6 +106,10 @@ class Logs:
         """Return the file that the stream goes to; no other file has a name that ends so."""
         return f"{self._folder}/{job}.{'log' if merge or stream == 'stdout' else 'err'}"
 
+    def _paths(self, job: str, merge: bool) -> list[str]:
+        streams: tuple[Stream, ...] = ("stdout",) if merge else ("stdout", "stderr")
+        return [self.path(job, stream, merge) for stream in streams]
+
     def log(self, path: str) -> Log:
         """Return the log; for threads, as it reads what was left of it. Raises OSError."""
         with self._making:
@@ -118,7 +122,7 @@ class Logs:
 
         Some small writes, done here and now: a thread's answer would wait until what loads at a start-up is loaded.
         """
-        paths = [self.path(job, stream, merge) for stream in _streams(merge)]
+        paths = self._paths(job, merge)
         for path in paths:
             try:
                 Runs(self.log(path)).begin(run)
@@ -133,7 +137,7 @@ class Logs:
     def tick(self, jobs: Iterable[tuple[str, LogSettings]]) -> None:
         """Rotate and compress what has become too long; to be called every second."""
         now = time.monotonic()
-        todo = [(self.path(job, stream, log.merge), log) for job, log in jobs for stream in _streams(log.merge)]
+        todo = [(path, log) for job, log in jobs for path in self._paths(job, log.merge)]
         self._start(
             self._rotating,
             self._rotate_all,
@@ -197,10 +201,6 @@ class Logs:
         self.changes.close()
         for executor in (self._readers, self._rotating, self._compressing):
             await asyncio.to_thread(executor.shutdown, cancel_futures=True)
-
-
-def _streams(merge: bool) -> tuple[Stream, ...]:
-    return ("stdout",) if merge else ("stdout", "stderr")
 
 
 class Changes:

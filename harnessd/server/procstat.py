@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from harnessd import tree
 from harnessd.server.shapes import Process
 
 FRESH_S = 1.0  # figures are at most so old
@@ -70,8 +71,7 @@ class Sampler:
         }
 
     def _look(self, now: float) -> Figures | None:
-        with open(f"/proc/{self._pid}/stat", "rb", buffering=0) as file:
-            fields = file.read().rpartition(b")")[2].split()  # from the third on: a name may hold anything
+        fields = tree.stat(self._pid)
         state, (user, system), threads, started, rss = fields[0], fields[11:13], fields[17], fields[19], fields[21]
         if int(started) != self._start_ticks:
             return None  # another process has the pid by now
@@ -84,7 +84,7 @@ class Sampler:
             rss_bytes=int(rss) * _PAGE_BYTES,
             threads=int(threads),
             fds=_count_fds(self._pid),
-            status=_NAMES.get(state.decode(), state.decode()),
+            status=_NAMES.get(state, state),
         )
 
 

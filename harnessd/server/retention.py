@@ -18,6 +18,7 @@ from harnessd.server.schema import event, job, run, sample, status
 
 STEP_SECONDS = 0.003  # aimed at, so that a step stays well under 20 ms
 _FIRST_ROWS, _MOST_ROWS = 50, 1000
+_SUMMED_AT_ONCE = 50  # jobs
 _DAY_US = 86_400 * 1_000_000
 
 
@@ -34,19 +35,24 @@ class Trim:
     def __iter__(self) -> Iterator[int]:
         with self._connection.begin():
             jobs = self._connection.execute(_OLDEST).all()
-        for job_id, name, *oldest_us in jobs:
-            keep = self._by_job.get(name, self._keep)
-            cutoff_us = self._cutoff_us(keep)
-            if any(at_us is not None and at_us < cutoff_us for at_us in oldest_us):
-                yield from self._old(job_id, cutoff_us)
-            yield from self._surplus(job_id, keep.rows)
+        for first in range(0, len(jobs), _SUMMED_AT_ONCE):
+            some = jobs[first : first + _SUMMED_AT_ONCE]
+            rows = self._sums([job_id for job_id, *_ in some])
+            for job_id, name, *oldest_us in some:
+                keep = self._by_job.get(name, self._keep)
+                cutoff_us = self._cutoff_us(keep)
+                if any(at_us is not None and at_us < cutoff_us for at_us in oldest_us):
+                    yield from self._old(job_id, cutoff_us)
+                if rows.get(job_id, 0) > keep.rows:
+                    yield from self._surplus(job_id, keep.rows)
         yield from self._repeat(lambda limit: self._events(None, self._cutoff_us(self._keep), limit))
 
     def _cutoff_us(self, keep: Keep) -> int:
         return self._now_us - int(keep.days * _DAY_US)
 
     def _old(self, id: int, cutoff_us: int) -> Iterator[int]:
-        newest = self._value(_NEWEST, id)
+        with self._connection.begin():
+            newest = self._connection.scalar(_NEWEST, {"id": id})
         old = and_(status.c.job_id == id, status.c.at_us < cutoff_us, status.c.id != newest)
         yield from self._repeat(lambda limit: self._statuses(select(status.c.id, status.c.run_id).where(old), limit))
         yield from self._repeat(lambda limit: self._samples(id, cutoff_us, limit))
@@ -54,7 +60,7 @@ class Trim:
         yield from self._repeat(lambda limit: self._runs(id, cutoff_us, limit))
 
     def _surplus(self, id: int, rows: int) -> Iterator[int]:
-        surplus = (self._value(_ROWS, id) or 0) - rows
+        surplus = self._sums([id]).get(id, 0) - rows
         oldest = select(status.c.id, status.c.run_id).where(status.c.job_id == id)
         while surplus > 0:
             most = surplus
@@ -107,9 +113,10 @@ class Trim:
             self._connection.execute(delete(key.table).where(key.in_(ids)))
         return len(ids)
 
-    def _value(self, query: Select[Any], id: int) -> Any:
+    def _sums(self, ids: list[int]) -> dict[int, int]:
+        """Return how many statuses each of the jobs has."""
         with self._connection.begin():
-            return self._connection.scalar(query, {"id": id})
+            return {id: rows for id, rows in self._connection.execute(_ROWS, {"ids": ids})}
 
 
 def _oldest(at_us: Column[Any], job_id: Column[Any]) -> Any:
@@ -125,7 +132,11 @@ _OLDEST = select(
     _oldest(event.c.at_us, event.c.job_id),
     _oldest(run.c.started_us, run.c.job_id),
 )
-_ROWS = select(func.sum(run.c.status_rows)).where(run.c.job_id == bindparam("id"))
+_ROWS = (
+    select(run.c.job_id, func.sum(run.c.status_rows))
+    .where(run.c.job_id.in_(bindparam("ids", expanding=True)))
+    .group_by(run.c.job_id)
+)
 _NEWEST = (
     select(status.c.id)
     .where(status.c.job_id == bindparam("id"))
