@@ -116,7 +116,8 @@ class Trim:
     def _sums(self, ids: list[int]) -> dict[int, int]:
         """Return how many statuses each of the jobs has."""
         with self._connection.begin():
-            return {id: rows for id, rows in self._connection.execute(_ROWS, {"ids": ids})}
+            found = self._connection.execute(_ROWS, {"ids": ids})
+            return {row.job_id: row.rows for row in found}
 
 
 def _oldest(at_us: Column[Any], job_id: Column[Any]) -> Any:
@@ -133,7 +134,7 @@ _OLDEST = select(
     _oldest(run.c.started_us, run.c.job_id),
 )
 _ROWS = (
-    select(run.c.job_id, func.sum(run.c.status_rows))
+    select(run.c.job_id, func.sum(run.c.status_rows).label("rows"))
     .where(run.c.job_id.in_(bindparam("ids", expanding=True)))
     .group_by(run.c.job_id)
 )
