@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from helpers.daemon import children
-from helpers.rig import Rig
+from helpers.rig import Rig, Run
 from helpers.waiting import DEADLINE_S, until
 
 from harnessd import Command, tree
-from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL
+from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL, Frame, RunSpec, pack_frame
 
 WAITING = """
 class Job(Cradle):
@@ -188,8 +188,6 @@ def test_garbage_closes_the_connection_and_ends_the_runs(rig: Rig, garbage: byte
 
 
 def test_frames_come_in_any_pieces(rig: Rig) -> None:
-    from harnessd.wire import pack_frame
-
     whole = pack_frame({"op": "ack", "run": 1, "id": 77}) + pack_frame({"op": "ack", "run": 1, "id": 78})
     for index in range(len(whole)):
         rig.control.send(whole[index : index + 1])
@@ -261,6 +259,51 @@ def test_spawn_that_the_system_refuses_is_an_error_and_leaves_nothing_open(rig: 
         assert "No such file or directory: " in refused["error"] and str(tmp_path / "missing") in refused["error"]
         assert fds == []
     assert len(os.listdir(folder)) == before
+
+
+def test_runs_asked_for_at_once_are_each_answered_and_have_nothing_of_each_other(rig: Rig) -> None:
+    runs = _spawned_at_once(rig, [rig.spec(WAITING) for _ in range(40)])
+    for run in runs:
+        run.until_said("up")
+        assert run.frame["pid"] == run.pid and tree.members({run.spec.mark}) == {run.spec.mark: [run.pid]}
+    assert len({run.pid for run in runs}) == 40
+    for run in runs[::7]:
+        run.send(Command.STOP)
+        assert rig.ended(run)["code"] == 0 and run.said() == ["up", "STOP"]
+        with pytest.raises(ConnectionError):  # nobody else holds the other end
+            run.send(Command.PAUSE)
+
+
+def test_one_refused_among_runs_asked_for_at_once_is_no_harm_to_the_others(rig: Rig, tmp_path: Path) -> None:
+    specs = [rig.spec(WAITING) for _ in range(4)]
+    specs[1] = rig.spec(WAITING, journal=str(tmp_path / "missing" / "1.jsonl"))
+    specs[3] = rig.spec(WAITING, run=specs[0].run)
+    first, refused, third, doubled = _asked_at_once(rig, [{"op": "spawn", "spec": spec.to_frame()} for spec in specs])
+    assert "No such file or directory" in refused[0]["error"] and "already" in doubled[0]["error"]
+    for spec, (frame, fds) in ((specs[0], first), (specs[2], third)):
+        Run(spec, frame, fds).until_said("up")
+
+
+def test_run_that_is_to_be_ended_in_the_same_breath_is_ended(rig: Rig) -> None:
+    spec = rig.spec(STUBBORN)
+    end = {"op": "end", "run": spec.run, "grace": 0}
+    (frame, fds), _ = _asked_at_once(rig, [{"op": "spawn", "spec": spec.to_frame()}, end])
+    run = Run(spec, frame, fds)
+    assert rig.ended(run)["signal"] == signal.SIGKILL
+    assert not run.is_left()
+
+
+def _spawned_at_once(rig: Rig, specs: list[RunSpec]) -> list[Run]:
+    answers = _asked_at_once(rig, [{"op": "spawn", "spec": spec.to_frame()} for spec in specs])
+    return [Run(spec, frame, fds) for spec, (frame, fds) in zip(specs, answers, strict=True)]
+
+
+def _asked_at_once(rig: Rig, frames: list[Frame]) -> list[tuple[Frame, list[int]]]:
+    """Send the frames with one write. Return the answers to them, in their order, whatever order they came in."""
+    first = 1_000_000
+    rig.control.sendall(b"".join(pack_frame(frame | {"id": first + n}) for n, frame in enumerate(frames)))
+    answers = {frame["re"]: (frame, fds) for frame, fds in (rig._next() for _ in frames)}
+    return [answers[first + number] for number in range(len(frames))]
 
 
 def test_keeper_grows_by_nothing_over_many_runs(rig: Rig) -> None:
