@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 _TRIM_S = 600.0
 _FIRST_TRIM_S = 30.0  # not while the jobs start
 _ASKED_AT_ONCE = 16  # runs
+_FORKED_S = 2.0  # how long web and SQL wait for the forks: what is preloaded may take longer
 _STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
 _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
@@ -247,7 +248,7 @@ class Daemon:
                 supervisor.apply(supervisor.find(name), policy.Autostart(), why)
             if number % _ASKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await supervisor.forked()
+        await supervisor.forked(_FORKED_S)
 
     # serving
 

@@ -379,10 +379,10 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def forked(self) -> None:
-        """Wait until each run that was asked for is a process, or could not become one."""
+    async def forked(self, within_s: float) -> None:
+        """Wait until each run that was asked for is a process or cannot be one, or until the time is over."""
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=within_s)
 
     async def _spawned(self, entry: Entry) -> None:
         definition, run = entry.definition, self.next_id()

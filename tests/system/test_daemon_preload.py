@@ -63,6 +63,17 @@ def test_a_preload_that_leaves_a_thread_is_reported(daemon: Daemon, tmp_path: Pa
     assert "left threads running" in daemon.log
 
 
+def test_a_preload_that_takes_its_time_keeps_nobody_from_asking(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(1000)\n")
+    preloading(daemon, "slow_library")
+    daemon.job("one", "Imports", args=[LIBRARY])
+    daemon.start(PYTHONPATH=str(tmp_path))
+    assert daemon.jobs()["one"]["state"] == "starting"
+    preloading(daemon)
+    daemon.reload()
+    assert not daemon.status("one")["preloaded"]
+
+
 def test_reload_takes_up_a_changed_preload_and_touches_no_run(daemon: Daemon) -> None:
     daemon.job("one", "Imports", args=[LIBRARY])
     daemon.job("two", "Imports", args=[LIBRARY])
