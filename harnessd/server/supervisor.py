@@ -385,22 +385,21 @@ class Supervisor:
             await asyncio.wait(self._tasks, timeout=within_s)
 
     async def _spawned(self, entry: Entry) -> None:
-        definition, run = entry.definition, self.next_id()
+        definition, run, mark = entry.definition, self.next_id(), tree.new_mark()
         output, errors = "", ""
         if self.logs and definition.spec:
             output, errors = self.logs.begin(entry.name, run, definition.spec.log.merge)
         blank = RunSpec(
             run=run,
             job=entry.name,
-            mark=tree.new_mark(),
-            journal="",
+            mark=mark,
+            journal=str(self._folders.journals / journal_name(run, mark, entry.name)),
             journal_max_bytes=self._folders.journal_max_bytes,
             output=output,
             errors=errors,
             config=merged(definition.config, entry.overrides),
             kill_grace=definition.kill_grace_s,
         )
-        blank = replace(blank, journal=str(self._folders.journals / journal_name(run, blank.mark, entry.name)))
         self._by_run[run] = entry
         try:
             live = await self._host.spawn(definition.run_spec(blank))
