@@ -38,6 +38,7 @@ class Trim:
         for first in range(0, len(jobs), _SUMMED_AT_ONCE):
             some = jobs[first : first + _SUMMED_AT_ONCE]
             rows = self._sums([job_id for job_id, *_ in some])
+            yield 0  # nothing was taken away, and what waits to be written comes first
             for job_id, name, *oldest_us in some:
                 keep = self._by_job.get(name, self._keep)
                 cutoff_us = self._cutoff_us(keep)
