@@ -140,7 +140,7 @@ def test_command_has_the_signals_as_a_shell_gives_them(keeper: Rig) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "why"),
     [
-        ({"command": ["no-such-program-anywhere"]}, 127, "No such file or directory"),
+        ({"command": ["no-such-program-anywhere"], "env": {"PATH": "/usr/bin"}}, 127, "No such file or directory"),
         ({"command": ["/no/such/program"]}, 127, "No such file or directory"),
         ({"command": ["/etc/passwd"]}, 126, "Permission denied"),
         ({"command": ["true"], "cwd": "/no/such/place"}, 126, "No such file or directory: /no/such/place"),
