@@ -191,7 +191,8 @@ class Keeper:
     def _finish(self) -> None:
         """No run is left: give the server its time to store the last exits, have it leave, and end."""
         self._record_until = min(self._record_until, time.monotonic() + _RECORD_S)
-        can_record = self._server.ready if self._server else self._control is not None
+        server = self._server  # one that is still coming up will store them, one that never came up will not
+        can_record = bool(server.pid or server.ready) if server else self._control is not None
         if can_record and self._children.exits and time.monotonic() < self._record_until:
             return
         self._leaving = True

@@ -462,3 +462,11 @@ def test_a_daemon_that_gets_a_signal_while_it_comes_up_serves(daemon: Daemon, nu
     daemon.tell(number)
     daemon.wait_serving()
     daemon.wait_state("one", "running")
+
+
+def test_a_run_of_a_daemon_that_is_told_to_end_before_it_serves_is_in_the_history(daemon: Daemon) -> None:
+    daemon.job("one", "Idle")
+    daemon.launch()
+    daemon.wait_for(lambda: len(children(daemon.keeper_pid)) == 2, "it has a server and a run")
+    assert daemon.stop() == 0
+    assert daemon.rows("SELECT reason, ended_us IS NOT NULL FROM run") == [("shutdown", 1)]
