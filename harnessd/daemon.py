@@ -84,6 +84,8 @@ class Daemon:
         from harnessd.server.link import Link
 
         link = Link(control)
+        await self._reloading.acquire()  # a reload that is asked for meanwhile waits until there is what it changes
+        link.on_reload = lambda: _spawn_reload(self._reload, link.reloaded)
         try:
             await self._run(link)
         finally:
@@ -267,7 +269,7 @@ class Daemon:
         self._renew_tls = server.renew_tls
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
-        self._link.on_reload = lambda: _spawn_reload(self._reload, self._link.reloaded)
+        self._reloading.release()
         await server.start()
         gc.freeze()  # to look through what stays takes 50 ms
         gc.enable()

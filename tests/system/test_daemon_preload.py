@@ -63,14 +63,28 @@ def test_a_preload_that_leaves_a_thread_is_reported(daemon: Daemon, tmp_path: Pa
     assert "left threads running" in daemon.log
 
 
-def test_a_preload_that_takes_its_time_keeps_nobody_from_asking(daemon: Daemon, tmp_path: Path) -> None:
-    (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(1000)\n")
+def launch_with_a_slow_preload(daemon: Daemon, folder: Path) -> None:
+    (folder / "slow_library.py").write_text("import time\ntime.sleep(1000)\n")
     preloading(daemon, "slow_library")
     daemon.job("one", "Imports", args=[LIBRARY])
-    daemon.start(PYTHONPATH=str(tmp_path))
+    daemon.launch(PYTHONPATH=str(folder))
+
+
+def test_a_preload_that_takes_its_time_keeps_nobody_from_asking(daemon: Daemon, tmp_path: Path) -> None:
+    launch_with_a_slow_preload(daemon, tmp_path)
+    daemon.wait_serving()
     assert daemon.jobs()["one"]["state"] == "starting"
     preloading(daemon)
     daemon.reload()
+    assert not daemon.status("one")["preloaded"]
+
+
+def test_a_reload_that_is_asked_for_before_the_daemon_serves_is_done(daemon: Daemon, tmp_path: Path) -> None:
+    launch_with_a_slow_preload(daemon, tmp_path)
+    daemon.wait_for(lambda: len(children(daemon.keeper_pid)) == 2, "it has read the settings and preloads")
+    preloading(daemon)
+    daemon.tell(signal.SIGHUP)
+    daemon.wait_serving()
     assert not daemon.status("one")["preloaded"]
 
 
