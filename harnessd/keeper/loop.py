@@ -125,7 +125,7 @@ class Keeper:
             self._send(self._children.exits[child.spec.run].to_frame() | {"event": "exit"})
         if self._cgroups.due() <= time.monotonic():
             self._cgroups.tidy()
-        if self._ending and not self._children.live and not (self._zygote and self._zygote.waiting):
+        if self._ending and not self._children.live:
             self._finish()
         if self._server and self._exit_code is None:
             self._server.kill_if_due()
@@ -185,6 +185,8 @@ class Keeper:
             self._notifier.stopping(within_s=max(graces_s, default=0.0) + _RECORD_S + 2 * LEAVE_S)
         self._ending = True
         self._send({"event": "ending"})
+        if self._zygote:
+            self._drop_zygote()  # it may be importing yet, for as long as it likes
         for run, child in list(self._children.live.items()):
             self._children.end(run, child.spec.kill_grace if grace_s is None else grace_s)
 
@@ -388,8 +390,6 @@ class Keeper:
         prepared = self._zygote.waiting.pop(run)
         pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pid
         self._started(prepared, pid, Began.now())
-        if self._ending:  # it was asked for before the daemon was told to end
-            self._children.end(run, prepared.spec.kill_grace)
         if pid in self._unclaimed:
             self._children.reaped(pid, *self._unclaimed.pop(pid))
         if not self._zygote.waiting:
@@ -401,6 +401,7 @@ class Keeper:
         assert zygote
         self._selector.unregister(zygote.channel)
         zygote.channel.close()
+        self._unclaimed.clear()
         for run, prepared in zygote.waiting.items():
             pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
             if self._ending:

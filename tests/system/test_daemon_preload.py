@@ -79,6 +79,12 @@ def test_a_preload_that_takes_its_time_keeps_nobody_from_asking(daemon: Daemon, 
     assert not daemon.status("one")["preloaded"]
 
 
+def test_a_daemon_whose_preload_takes_its_time_ends_when_it_is_told_to(daemon: Daemon, tmp_path: Path) -> None:
+    launch_with_a_slow_preload(daemon, tmp_path)
+    daemon.wait_serving()
+    assert daemon.stop() == 0
+
+
 def test_a_reload_that_is_asked_for_before_the_daemon_serves_is_done(daemon: Daemon, tmp_path: Path) -> None:
     launch_with_a_slow_preload(daemon, tmp_path)
     daemon.wait_for(lambda: len(children(daemon.keeper_pid)) == 2, "it has read the settings and preloads")
