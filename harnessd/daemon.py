@@ -306,7 +306,8 @@ class Daemon:
         from harnessd.server.reading import Reader
 
         reader = Reader(store, self._on_stored)
-        store_left_over(reader, known, plan.lost, plan.passed, self._record, self._journals)
+        counting = {entry.name for entry in self._supervisor.entries() if entry.definition.counts_lines}
+        store_left_over(reader, known, plan.lost, plan.passed, self._record, self._journals, counting)
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed.run))
         await self._recall(self._supervisor, known)

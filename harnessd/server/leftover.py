@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +39,13 @@ def store_left_over(
     passed: Iterable[ExitRecord],
     record: Callable[[Record], None],
     journals: Path,
+    counting: Container[str] = (),
 ) -> None:
     """Read what is left in the journals of runs that ended before: those that the keeper's death has ended (`lost`),
-    those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words."""
+    those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words.
+
+    The lines of jobs in `counting` have no numbers of their own. They get those that they had if they were read before,
+    as it may not be known how far they are stored."""
     now_us = time.time_ns() // 1000
     lost = list(lost)
     for run in lost:
@@ -56,7 +60,8 @@ def store_left_over(
     for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:
-            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines)
+            where = {"offset": run.journal_offset, "lines": run.journal_lines}
+            tape = Tape(path, run.id, **where, counts_lines=run.job in counting)
         except OSError:  # it lay in memory, and the host was restarted
             record(JournalDone(run.id))
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,41 @@ from sqlalchemy import text
 from harnessd.server.leftover import store_left_over
 from harnessd.server.places import journal_name
 from harnessd.server.reading import Reader
-from harnessd.server.records import Loaded
+from harnessd.server.records import Loaded, RunStarted
 from harnessd.server.store import Store
+from harnessd.server.tape import Tape
 from harnessd.wire import ExitRecord
 
 ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
+
+
+def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_they_are(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    path = tmp_path / journal_name(RUN, 3, "etl")
+    path.write_text("".join(f'{{"status":{number}}}\n' for number in range(5)))
+    store = open_store()
+    store.put(job_row())
+    started = RunStarted(RUN, "etl", 42, 7, 3, "", 1_700_000_001_000_000, str(path))
+    store.put(started)
+
+    async def stored_twice() -> None:
+        reader = Reader(store, lambda _: None)
+        reader.follow(RUN, Tape(path, RUN, counts_lines=True), path, lambda _: None, math.inf)
+        await asyncio.wrap_future(store.flush())
+        reader.close()
+        done = asyncio.Event()
+        reader = Reader(store, lambda _: done.set())
+        before_that = Loaded(runs=(started,))
+        store_left_over(reader, before_that, [started], (), store.put, tmp_path, {"etl"})
+        async with asyncio.timeout(10):
+            await done.wait()
+        reader.close()
+
+    asyncio.run(stored_twice())
+    with store.readers.connect() as connection:
+        said = connection.execute(text("SELECT status FROM status ORDER BY seq")).scalars().all()
+    assert said == ["0", "1", "2", "3", "4"]
 
 
 def test_an_exit_of_a_run_whose_start_was_never_stored_is_stored(
