@@ -400,7 +400,7 @@ class Keeper:
         zygote, self._zygote = self._zygote, None
         assert zygote
         self._selector.unregister(zygote.channel)
-        zygote.channel.close()
+        zygote.end()
         self._unclaimed.clear()
         for run, prepared in zygote.waiting.items():
             pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once

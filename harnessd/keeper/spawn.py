@@ -139,7 +139,7 @@ def fork(several: Iterable[Prepared], before: Pristine) -> list[tuple[int, Began
                 tree.wear(prepared.spec.mark)  # the run is born with it: no signal to the run's tree can miss it
                 began = Began.now()
                 pid = os.fork()
-            except OSError as error:
+            except Exception as error:  # a spec without sense must not end the keeper
                 forked.append(SpawnFailed(f"cannot start {prepared.spec.job!r}: {_reason(error)}"))
                 continue
             if pid == 0:

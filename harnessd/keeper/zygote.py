@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 from harnessd import tree
@@ -35,14 +36,15 @@ class Zygote:
         self.modules = modules
         self.waiting: dict[int, Prepared] = {}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.pid = os.fork()
-        if self.pid == 0:
+        pid = os.fork()
+        if pid == 0:
             try:
                 ours.close()
                 _be_zygote(theirs, modules, before)
             finally:
                 os._exit(1)
         theirs.close()
+        self._pidfd = os.pidfd_open(pid)
         self.channel = Channel(ours)
 
     def fork(self, prepared: Prepared) -> None:
@@ -53,6 +55,13 @@ class Zygote:
         if prepared.enter is not None:
             fds.append(prepared.enter)
         self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
+
+    def end(self) -> None:
+        """Kill it. The runs that were forked from it and claimed are the keeper's, and live on."""
+        self.channel.close()
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
 
 
 def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> NoReturn:

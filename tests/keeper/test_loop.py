@@ -274,6 +274,16 @@ def test_one_refused_among_runs_asked_for_at_once_is_no_harm_to_the_others(rig: 
         Run(spec, frame, fds).until_said("up")
 
 
+@pytest.mark.parametrize("mark", ["x", 1.5, 1 << 70, None])
+def test_run_whose_mark_makes_no_sense_is_refused_and_the_keeper_goes_on(rig: Rig, mark: object) -> None:
+    spec = rig.spec(WAITING)
+    nonsense = rig.spec(WAITING).to_frame() | {"mark": mark}
+    spawns = [{"op": "spawn", "spec": nonsense}, {"op": "spawn", "spec": spec.to_frame()}]
+    refused, (frame, fds) = _asked_at_once(rig, spawns)
+    assert "cannot start" in refused[0]["error"]
+    Run(spec, frame, fds).until_said("up")
+
+
 def test_run_that_is_to_be_ended_in_the_same_breath_is_ended(rig: Rig) -> None:
     spec = rig.spec(STUBBORN)
     end = {"op": "end", "run": spec.run, "grace": 0}
