@@ -246,8 +246,9 @@ class Daemon:
         from harnessd.server import policy
 
         for number, name in enumerate(names, 1):
-            if not supervisor.ending:
-                supervisor.apply(supervisor.find(name), policy.Autostart(), why)
+            if supervisor.ending:
+                break
+            supervisor.apply(supervisor.find(name), policy.Autostart(), why)
             if number % _ASKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         await supervisor.forked(_FORKED_S)

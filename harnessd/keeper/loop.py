@@ -35,7 +35,7 @@ from harnessd.keeper.zygote import Zygote
 from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
-_FORKED_AT_ONCE = 32
+_FORKED_AT_ONCE = 32  # runs; their descriptors are all open here until then
 _RECORD_S = 5.0  # how long the keeper waits at its end for the server to store the last exits
 
 
@@ -288,7 +288,7 @@ class Keeper:
     def _op_spawn(self, frame: Frame, fds: list[int]) -> Answer | None:
         spec = RunSpec.from_frame(frame["spec"])
         if self._ending:
-            raise _is_ending(spec.job)
+            raise _too_late(spec.job)
         if any(spec.run in runs for runs in (self._children.live, self._children.exits, self._prepared)):
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
         prepared = prepare(frame.get("id"), spec, self._cgroups)
@@ -302,8 +302,8 @@ class Keeper:
     def _fork_prepared(self) -> None:
         if not self._prepared:
             return
-        forked = fork(self._prepared.values(), self._pristine)
         several = list(self._prepared.values())
+        forked = fork(several, self._pristine)
         self._prepared.clear()
         for prepared, result in zip(several, forked, strict=True):
             if isinstance(result, SpawnFailed):
@@ -396,7 +396,7 @@ class Keeper:
             self._unclaimed.clear()
 
     def _drop_zygote(self) -> None:
-        """Let it go; what it was asked for and has not done is forked from the keeper."""
+        """Let it go; what it was asked for and has not done is forked from the keeper, or refused at the end."""
         zygote, self._zygote = self._zygote, None
         assert zygote
         self._selector.unregister(zygote.channel)
@@ -405,7 +405,7 @@ class Keeper:
         for run, prepared in zygote.waiting.items():
             pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
             if self._ending:
-                self._refuse(prepared, _is_ending(prepared.spec.job))
+                self._refuse(prepared, _too_late(prepared.spec.job))
             else:
                 self._prepared[run] = prepared
         self._fork_prepared()
@@ -448,7 +448,7 @@ def _record_only(number: int, frame: object) -> None:
     """Let the wakeup descriptor tell the loop; the loop acts."""
 
 
-def _is_ending(job: str) -> SpawnFailed:
+def _too_late(job: str) -> SpawnFailed:
     return SpawnFailed(f"cannot start {job!r}: the daemon is ending")
 
 

@@ -60,8 +60,8 @@ def store_left_over(
     for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:
-            where = {"offset": run.journal_offset, "lines": run.journal_lines}
-            tape = Tape(path, run.id, **where, counts_lines=run.job in counting)
+            counts = run.job in counting
+            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counts)
         except OSError:  # it lay in memory, and the host was restarted
             record(JournalDone(run.id))
             continue

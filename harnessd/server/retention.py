@@ -61,7 +61,7 @@ class Trim:
         yield from self._repeat(lambda limit: self._runs(id, cutoff_us, limit))
 
     def _surplus(self, id: int, rows: int) -> Iterator[int]:
-        surplus = self._sums([id]).get(id, 0) - rows
+        surplus = self._sums([id]).get(id, 0) - rows  # counted anew, as what was old is gone by now
         oldest = select(status.c.id, status.c.run_id).where(status.c.job_id == id)
         while surplus > 0:
             most = surplus

@@ -14,7 +14,7 @@ from helpers.rig import Rig, Run
 from helpers.waiting import DEADLINE_S, until
 
 from harnessd import Command, tree
-from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL, Frame, RunSpec, pack_frame
+from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL, Frame, pack_frame
 
 WAITING = """
 class Job(Cradle):
@@ -252,7 +252,9 @@ def test_spawn_that_the_system_refuses_is_an_error_and_leaves_nothing_open(rig: 
 
 
 def test_runs_asked_for_at_once_are_each_answered_and_have_nothing_of_each_other(rig: Rig) -> None:
-    runs = _spawned_at_once(rig, [rig.spec(WAITING) for _ in range(40)])
+    specs = [rig.spec(WAITING) for _ in range(40)]
+    answers = _asked_at_once(rig, [{"op": "spawn", "spec": spec.to_frame()} for spec in specs])
+    runs = [Run(spec, frame, fds) for spec, (frame, fds) in zip(specs, answers, strict=True)]
     for run in runs:
         run.until_said("up")
         assert run.frame["pid"] == run.pid and tree.members({run.spec.mark}) == {run.spec.mark: [run.pid]}
@@ -291,11 +293,6 @@ def test_run_that_is_to_be_ended_in_the_same_breath_is_ended(rig: Rig) -> None:
     run = Run(spec, frame, fds)
     assert rig.ended(run)["signal"] == signal.SIGKILL
     assert not run.is_left()
-
-
-def _spawned_at_once(rig: Rig, specs: list[RunSpec]) -> list[Run]:
-    answers = _asked_at_once(rig, [{"op": "spawn", "spec": spec.to_frame()} for spec in specs])
-    return [Run(spec, frame, fds) for spec, (frame, fds) in zip(specs, answers, strict=True)]
 
 
 def _asked_at_once(rig: Rig, frames: list[Frame]) -> list[tuple[Frame, list[int]]]:
