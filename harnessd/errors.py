@@ -9,7 +9,8 @@ HarnessError
 ├── KeeperLost             the keeper is gone, and the runs with it
 ├── SpawnFailed            the keeper could not make a process
 ├── StoreError             the database cannot be used
-│   └── NewerSchema        it was written by a later harnessd
+│   ├── NewerSchema        it was written by a later harnessd
+│   └── AlreadyStored      these lines, or some of them, are in it
 └── Refused                a request that cannot be carried out; `kind` names why
     ├── BadRequest         it cannot be parsed
     ├── Unauthorized       a token is needed, or was wrong
@@ -75,6 +76,15 @@ class StoreError(HarnessError):
 
 class NewerSchema(StoreError):
     """The database was written by a later harnessd."""
+
+
+class AlreadyStored(StoreError):
+    """What was read of a journal is stored, up to `offset` at least, which is behind `lines` lines."""
+
+    def __init__(self, run: int, offset: int, lines: int) -> None:
+        super().__init__(f"the lines of run {run} are stored up to byte {offset}")
+        self.offset = offset
+        self.lines = lines
 
 
 class Refused(HarnessError):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from inotify_simple import INotify, flags
 
+from harnessd.errors import AlreadyStored
 from harnessd.server.tape import Line, Tape
 from harnessd.server.thin import Pace, thin
 
@@ -195,7 +196,9 @@ class Reader:
 
     def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[Any]) -> None:
         journal.pending -= 1
-        if done.exception() is None:
+        if isinstance(error := done.exception(), AlreadyStored):
+            journal.stored = max(journal.stored, (error.offset, error.lines))
+        if error is None:
             journal.stored = max(journal.stored, reached)
             journal.tape.give_back(journal.stored[0])
             if journal.behind and journal.pending == 0:

@@ -111,7 +111,8 @@ class Store:
         `dropped` statuses were left out between them. The future is done once that is committed; callbacks run in
         the store's thread. It has a StoreError when that did not come to pass: then go back to what was stored last
         and read again after a while. With `since`, the offset at which the lines begin, they are refused as well when
-        those before them were: so any number of them may be on the way.
+        those before them were, so that any number of them may be on the way; and with AlreadyStored, which says where
+        to read on, when the database has them.
         """
         tape = Lines(run, lines, since, offset, count, dropped, _promise())
         with self._wake:
@@ -280,8 +281,7 @@ class Store:
                 self._backlog.add(Event("storage", time.time_ns() // 1000, data=data))
         for item in batch:
             if isinstance(item, Lines) and item in written.refused:
-                why = written.refused[item]
-                item.stored.set_exception(StoreError(f"cannot store the lines of run {item.run}: {why}"))
+                item.stored.set_exception(written.refused[item])
             elif isinstance(item, Lines):
                 item.stored.set_result(None)
             elif isinstance(item, Future):

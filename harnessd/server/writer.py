@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, delete, not_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from harnessd.errors import AlreadyStored, StoreError
 from harnessd.server import desired, schema
 from harnessd.server.records import (
     Event,
@@ -56,7 +57,7 @@ Item = Record | Lines
 class Written:
     events: Sequence[Event]
     from_lines: int  # so many of them, the last ones
-    refused: Mapping[Lines, str]  # and why
+    refused: Mapping[Lines, StoreError]
 
 
 class Writer:
@@ -150,23 +151,31 @@ class Writer:
 
     def _run(self, run: int) -> _Run | None:
         if run not in self._runs:
-            query = select(schema.job.c.name, schema.run.c.journal_offset).join(schema.run)
-            if (row := self.connection.execute(query.where(schema.run.c.id == run)).first()) is None:
+            columns = schema.run.c
+            query = select(schema.job.c.name, columns.journal_offset, columns.journal_lines).join(schema.run)
+            if (row := self.connection.execute(query.where(columns.id == run)).first()) is None:
                 return None
             self._runs[run] = _Run(*row)
         return self._runs[run]
 
-    def _store_lines(self, tapes: Sequence[Lines]) -> Mapping[Lines, str]:
+    def _store_lines(self, tapes: Sequence[Lines]) -> Mapping[Lines, StoreError]:
         """Store what follows on what is stored; return the rest, with reasons."""
-        refused: dict[Lines, str] = {}
+        refused: dict[Lines, StoreError] = {}
         statuses: list[Any] = []
         progress: dict[int, tuple[Any, ...]] = {}  # one row a run: of two, UPDATE FROM would take any
         for tape in tapes:
             run = self._run(tape.run)
-            if run is None or (tape.since is not None and tape.since > run.offset):
-                refused[tape] = "no such run" if run is None else "what comes before them is not stored"
+            if run is None:
+                refused[tape] = StoreError(f"cannot store the lines of run {tape.run}: no such run")
                 continue
-            self._runs[tape.run] = run._replace(offset=tape.offset)
+            if tape.since is not None and tape.since > run.offset:
+                why = "what comes before them is not stored"
+                refused[tape] = StoreError(f"cannot store the lines of run {tape.run}: {why}")
+                continue
+            if tape.since is not None and tape.since < run.offset:
+                refused[tape] = AlreadyStored(tape.run, run.offset, run.lines)
+                continue
+            self._runs[tape.run] = run._replace(offset=tape.offset, lines=tape.count)
             job, job_id, before = run.job, self._jobs[run.job], len(statuses)
             for line in tape.lines:
                 run_id, seq, at_us, kind, text = line
@@ -220,6 +229,7 @@ class Writer:
 class _Run(NamedTuple):
     job: str
     offset: int
+    lines: int
 
 
 class _Template(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 from chaos.clients import CLIENTS, Client
 from chaos.daemon_oracle import judge_daemon
 from chaos.driver import Driver
-from chaos.ground import Ground, until
+from chaos.ground import Ground
 from chaos.oracle import Verdict, judge_job
 from chaos.plan import plan
 from chaos.processes import Table, Watch
@@ -61,7 +61,7 @@ def _fight(
     driver = Driver(ground, table, proxy, log)
     try:
         ground.init.start()
-        if not until(lambda: len(table.by_job()) == len(ground.fleet.names), _BOOT_S):
+        if not ground.init.has_served.wait(_BOOT_S):
             raise RuntimeError(f"the daemon does not come up:\n{ground.log.read_text()}")
         proxy.start()
         watch.start()

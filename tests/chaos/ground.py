@@ -136,6 +136,7 @@ class Init:
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="init")
+        self.has_served = threading.Event()
 
     def start(self) -> None:
         self._wanted.set()
@@ -188,6 +189,7 @@ class Init:
             with suppress(OSError, http.client.HTTPException):
                 answer(self._ground.port, "GET", "/healthz", 5)
                 self._ground.driver.note("serving", pid=process.pid)
+                self.has_served.set()
                 return
             time.sleep(0.03)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from helpers.rows import RUN, job_row
 from sqlalchemy import text
 
@@ -21,11 +22,12 @@ from harnessd.wire import ExitRecord
 ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
 
 
+@pytest.mark.parametrize("said_since", ["", '{"status":5}\n{"error":"late"}\n'])
 def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_they_are(
-    open_store: Callable[..., Store], tmp_path: Path
+    open_store: Callable[..., Store], tmp_path: Path, said_since: str
 ) -> None:
     path = tmp_path / journal_name(RUN, 3, "etl")
-    path.write_text("".join(f'{{"status":{number}}}\n' for number in range(5)))
+    path.write_text("".join(f'{{"status":{number}}}\n' for number in range(5)) + "torn\n")
     store = open_store()
     store.put(job_row())
     started = RunStarted(RUN, "etl", 42, 7, 3, "", 1_700_000_001_000_000, str(path))
@@ -36,6 +38,8 @@ def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_th
         reader.follow(RUN, Tape(path, RUN, counts_lines=True), path, lambda _: None, math.inf)
         await asyncio.wrap_future(store.flush())
         reader.close()
+        with path.open("a") as file:
+            file.write(said_since)
         done = asyncio.Event()
         reader = Reader(store, lambda _: done.set())
         before_that = Loaded(runs=(started,))
@@ -47,7 +51,11 @@ def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_th
     asyncio.run(stored_twice())
     with store.readers.connect() as connection:
         said = connection.execute(text("SELECT status FROM status ORDER BY seq")).scalars().all()
-    assert said == ["0", "1", "2", "3", "4"]
+        counted = connection.execute(text("SELECT status_rows FROM run")).scalar_one()
+        told = connection.execute(text("SELECT kind FROM event WHERE kind IN ('torn', 'error') ORDER BY id")).scalars()
+        assert list(told) == (["torn", "error"] if said_since else ["torn"])
+    assert said == [str(number) for number in range(counted)]
+    assert counted == (6 if said_since else 5)
 
 
 def test_an_exit_of_a_run_whose_start_was_never_stored_is_stored(
