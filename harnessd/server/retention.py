@@ -18,6 +18,7 @@ from harnessd.server.schema import event, job, run, sample, status
 
 STEP_SECONDS = 0.003  # aimed at, so that a step stays well under 20 ms
 _FIRST_ROWS, _MOST_ROWS = 50, 1000
+_FEWEST_ROWS = 20  # with fewer, a slow machine would do nothing but begin and end transactions
 _SUMMED_AT_ONCE = 50  # jobs
 _DAY_US = 86_400 * 1_000_000
 
@@ -79,7 +80,7 @@ class Trim:
         with self._connection.begin():
             gone = take(self._rows)
         fast = time.monotonic() - began < STEP_SECONDS
-        self._rows = min(_MOST_ROWS, self._rows * 5 // 4 + 1) if fast else max(1, self._rows // 4)
+        self._rows = min(_MOST_ROWS, self._rows * 5 // 4 + 1) if fast else max(_FEWEST_ROWS, self._rows // 4)
         return gone
 
     def _statuses(self, which: Select[Any], limit: int) -> int:

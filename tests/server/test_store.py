@@ -14,9 +14,10 @@ from helpers.rows import RUN, job_row, run_started, status_lines
 from sqlalchemy import text
 
 from harnessd.errors import AlreadyStored, NewerSchema, StoreError
-from harnessd.server import backlog
+from harnessd.server import backlog, retention
 from harnessd.server.desired import load_fast
 from harnessd.server.records import Event, JournalDone, Keep, Loaded, RunEnded, Sample
+from harnessd.server.retention import Trim
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
 
@@ -290,6 +291,22 @@ class TestRetention:
             (RUN + 1, 4000, 1001),
         ]
         assert rows(store, "SELECT status_rows FROM run ORDER BY id") == [(1000,), (4000,)]
+
+    def test_on_a_slow_machine_a_step_takes_several_rows_all_the_same(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps: list[int] = []
+        taking = Trim._step
+
+        def counted(trim: Trim, take: Callable[[int], int]) -> int:
+            steps.append(taking(trim, take))
+            return steps[-1]
+
+        monkeypatch.setattr(retention, "STEP_SECONDS", 0)
+        monkeypatch.setattr(Trim, "_step", counted)
+        store.put_lines(RUN, status_lines(1, 1100), offset=1, count=1100).result(10)
+        store.trim(10, Keep(rows=100)).result(30)
+        assert sum(steps) == 1000 and len(steps) < 60
 
     def test_what_is_put_during_a_trim_does_not_wait_for_its_end(self, store: Store) -> None:
         store.put_lines(RUN, status_lines(1, 50_000), offset=1, count=1).result(30)
