@@ -18,6 +18,7 @@ _COLD = "the daemon has started"
 # What a new server does before it notes its start.
 _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was there", "its file is gone")
 _CLOSE_S = 2.0
+_BOOT_S = 10.0  # a new server serves within that, however loaded the machine is
 
 
 def judge_daemon(story: Story) -> Verdict:
@@ -101,6 +102,8 @@ def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
     error, direct = fact["error"], fact["way"] != "proxy"
     if "Refused" in error and direct and not story.was(("down",), fact["since"] - 0.1, fact["t"] + 0.1, after_s=0.5):
         verdict.wrong(f"connection refused while the keeper lived: {fact}")
+    elif ("imeout" in error or "timed out" in error) and story.server_died(fact["t"] - _BOOT_S, fact["t"]):
+        verdict.excused["no answer: one server after the other was killed before it served"] += 1
     elif "imeout" in error or "timed out" in error:
         verdict.wrong(f"no answer for {fact['t'] - fact['since']:.1f} s: {fact}")
     elif direct and not story.server_died(fact["since"] - _CLOSE_S, fact["t"] + _CLOSE_S):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import json
 import os
 import resource
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 from chaos.fleet import Fleet
 from chaos.witness import FOLDER, SEED, Facts
 from helpers.brand import Brand
-from helpers.daemon import COMMAND, free_port
+from helpers.daemon import COMMAND, children, free_port
 
 _DISK_BYTES = 2 << 30
 _MS_REMOUNT, _MNT_DETACH = 32, 2  # mount(2), umount2(2)
@@ -186,11 +187,12 @@ class Init:
 
     def _note_serving(self, process: subprocess.Popen[bytes]) -> None:
         while process.poll() is None:
-            with suppress(OSError, http.client.HTTPException):
-                answer(self._ground.port, "GET", "/healthz", 5)
-                self._ground.driver.note("serving", pid=process.pid)
-                self.has_served.set()
-                return
+            with suppress(OSError, http.client.HTTPException, ValueError):
+                health = json.loads(answer(self._ground.port, "GET", "/healthz", 5)[1])
+                if health["server_pid"] in children(process.pid):  # and not the server of a keeper killed just before
+                    self._ground.driver.note("serving", pid=process.pid)
+                    self.has_served.set()
+                    return
             time.sleep(0.03)
 
 
