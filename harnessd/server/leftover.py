@@ -44,8 +44,8 @@ def store_left_over(
     """Read what is left in the journals of runs that ended before: those that the keeper's death has ended (`lost`),
     those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words.
 
-    The lines of jobs in `counting` have no numbers of their own. They get those that they had if they were read before,
-    as it may not be known how far they are stored."""
+    The lines of jobs in `counting` have no numbers of their own: they are counted, as they are while such a run
+    lives."""
     now_us = time.time_ns() // 1000
     lost = list(lost)
     for run in lost:

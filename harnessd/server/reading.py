@@ -196,7 +196,8 @@ class Reader:
 
     def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[Any]) -> None:
         journal.pending -= 1
-        if isinstance(error := done.exception(), AlreadyStored):
+        error = done.exception()
+        if isinstance(error, AlreadyStored):
             journal.stored = max(journal.stored, (error.offset, error.lines))
         if error is None:
             journal.stored = max(journal.stored, reached)

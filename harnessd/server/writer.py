@@ -168,12 +168,9 @@ class Writer:
             if run is None:
                 refused[tape] = StoreError(f"cannot store the lines of run {tape.run}: no such run")
                 continue
-            if tape.since is not None and tape.since > run.offset:
-                why = "what comes before them is not stored"
-                refused[tape] = StoreError(f"cannot store the lines of run {tape.run}: {why}")
-                continue
-            if tape.since is not None and tape.since < run.offset:
-                refused[tape] = AlreadyStored(tape.run, run.offset, run.lines)
+            since = run.offset if tape.since is None else tape.since
+            if since != run.offset:
+                refused[tape] = _misplaced(tape.run, since, run)
                 continue
             self._runs[tape.run] = run._replace(offset=tape.offset, lines=tape.count)
             job, job_id, before = run.job, self._jobs[run.job], len(statuses)
@@ -230,6 +227,13 @@ class _Run(NamedTuple):
     job: str
     offset: int
     lines: int
+
+
+def _misplaced(number: int, since: int, run: _Run) -> StoreError:
+    """Return why lines that begin at `since` do not follow on what is stored of the run."""
+    if since < run.offset:
+        return AlreadyStored(number, run.offset, run.lines)
+    return StoreError(f"cannot store the lines of run {number}: what comes before them is not stored")
 
 
 class _Template(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Any
 from chaos.fleet import Fleet
 from chaos.witness import FOLDER, SEED, Facts
 from helpers.brand import Brand
-from helpers.daemon import COMMAND, children, free_port
+from helpers.daemon import COMMAND, free_port
 
 _DISK_BYTES = 2 << 30
 _MS_REMOUNT, _MNT_DETACH = 32, 2  # mount(2), umount2(2)
@@ -189,7 +189,7 @@ class Init:
         while process.poll() is None:
             with suppress(OSError, http.client.HTTPException, ValueError):
                 health = json.loads(answer(self._ground.port, "GET", "/healthz", 5)[1])
-                if health["server_pid"] in children(process.pid):  # and not the server of a keeper killed just before
+                if health["keeper_pid"] == process.pid:  # the server of a keeper killed just before may still answer
                     self._ground.driver.note("serving", pid=process.pid)
                     self.has_served.set()
                     return

@@ -17,7 +17,6 @@ from harnessd.errors import AlreadyStored, NewerSchema, StoreError
 from harnessd.server import backlog, retention
 from harnessd.server.desired import load_fast
 from harnessd.server.records import Event, JournalDone, Keep, Loaded, RunEnded, Sample
-from harnessd.server.retention import Trim
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
 
@@ -296,14 +295,14 @@ class TestRetention:
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps: list[int] = []
-        taking = Trim._step
+        taking = retention.Trim._step
 
-        def counted(trim: Trim, take: Callable[[int], int]) -> int:
+        def counted(trim: retention.Trim, take: Callable[[int], int]) -> int:
             steps.append(taking(trim, take))
             return steps[-1]
 
         monkeypatch.setattr(retention, "STEP_SECONDS", 0)
-        monkeypatch.setattr(Trim, "_step", counted)
+        monkeypatch.setattr(retention.Trim, "_step", counted)
         store.put_lines(RUN, status_lines(1, 1100), offset=1, count=1100).result(10)
         store.trim(10, Keep(rows=100)).result(30)
         assert sum(steps) == 1000 and len(steps) < 60
