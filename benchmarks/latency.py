@@ -1,10 +1,12 @@
-"""How long a command takes from its POST to the job's get_msg(), and how many heartbeats a second one core answers.
+"""How long a command takes from its POST to the job's get_msg(), how many heartbeats a second one core answers, and how
+soon the API answers again when the server is killed.
 
     python benchmarks/latency.py
 
 A real daemon serves a config directory made for this. The job notes the monotonic time at which get_msg(timeout=None)
 returned, the client the time just before it sent: one clock for all processes. For the heartbeats the server is held
-to one core and the clients, one process over raw sockets, to the others; an empty uvicorn takes turns with it.
+to one core and the clients, one process over raw sockets, to the others; an empty uvicorn takes turns with it. A
+killed server is followed by one that has all cores; it is asked over a connection made after the kill.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ COMMANDS = 300
 TURNS = 3
 TURN_S = 1.5
 CLIENTS = (1, 16)
+KILLS = 7
+SETTLED_S = 12.0  # one that has lived for ten seconds is followed by the next after 0.1 s, not later
 CORES = sorted(os.sched_getaffinity(0))
 
 JOB = """
@@ -67,11 +71,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="harnessd-") as name:
         folder = Path(name)
         os.mkfifo(folder / "answers")
-        with daemon(folder) as (port, server_pid), empty_server(folder) as (empty_port, empty_pid):
+        with daemon(folder) as port, empty_server(folder) as (empty_port, empty_pid):
             report_commands(folder / "answers", port)
-            os.sched_setaffinity(server_pid, CORES[:1])
+            os.sched_setaffinity(server_pid(port), CORES[:1])
             os.sched_setaffinity(empty_pid, CORES[:1])
             report_heartbeats({"hb": (port, "/hb"), "empty": (empty_port, "/")})
+            report_kills(port)
 
 
 def machine() -> str:
@@ -86,8 +91,8 @@ def machine() -> str:
 
 
 @contextmanager
-def daemon(folder: Path) -> Iterator[tuple[int, int]]:
-    """Give the port and the server's pid of a daemon with the one job."""
+def daemon(folder: Path) -> Iterator[int]:
+    """Give the port of a daemon with the one job."""
     port = free_port()
     config = folder / "config"
     (config / "jobs").mkdir(parents=True)
@@ -98,7 +103,8 @@ def daemon(folder: Path) -> Iterator[tuple[int, int]]:
     (config / "jobs" / "echo.toml").write_text(f'entrypoint = "../echo.py:Echo"\nargs = ["{folder}/answers"]\n')
     program = "from harnessd.cli import main; main()"
     with ended([sys.executable, "-c", program, "serve", str(config)], folder / "daemon.log"):
-        yield port, json.loads(get_when_up(port, "/healthz"))["server_pid"]
+        get_when_up(port, "/healthz")
+        yield port
 
 
 @contextmanager
@@ -129,6 +135,10 @@ def ended(argv: list[str], log: Path, pass_fds: list[int] | None = None) -> Iter
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+def server_pid(port: int) -> int:
+    return int(json.loads(get_when_up(port, "/healthz"))["server_pid"])
 
 
 def get_when_up(port: int, path: str) -> bytes:
@@ -202,6 +212,22 @@ def report_heartbeats(targets: dict[str, tuple[int, str]]) -> None:
             to_hold = "6,000/s; p99 10 ms" if (name, clients) == ("hb", 16) else ""
             rate, p50, p99 = (figures[key] for key in ("rate", "p50_ms", "p99_ms"))
             print(f"| {clients} | {name} | {rate:,.0f} | {p50:.2f} | {p99:.2f} | {ratio:.2f} | {to_hold} |")
+
+
+def report_kills(port: int) -> None:
+    """Print how long after SIGKILL of the server the next one answers."""
+    spent_s = []
+    for _ in range(KILLS):
+        time.sleep(SETTLED_S)
+        pid = server_pid(port)
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        while server_pid(port) == pid:
+            pass
+        spent_s.append(time.monotonic() - began)
+    print("\n| from SIGKILL of the server until the API answers | median s | worst s | to hold |")
+    print("|---|---:|---:|---:|")
+    print(f"| {KILLS} kills | {statistics.median(spent_s):.2f} | {max(spent_s):.2f} | 0.8 |")
 
 
 def clients_process(port: int, path: str, clients: int) -> dict[str, float]:
