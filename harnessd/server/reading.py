@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from inotify_simple import INotify, flags
 
@@ -42,6 +42,13 @@ class LineStore(Protocol):
     def flush(self) -> Future[Any]: ...
 
 
+class _Place(NamedTuple):
+    """Where in a journal. A later place is greater: in a file that is cut to nothing, the offset begins anew."""
+
+    lines: int
+    offset: int
+
+
 @dataclass(slots=True)
 class _Journal:
     run: int
@@ -50,12 +57,12 @@ class _Journal:
     on_lines: Callable[[list[Line]], None]
     max_rate: float
     pace: Pace
+    stored: _Place  # up to where it is committed
     watch: int = -1
     read_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
     on_end: Callable[[], None] | None = None  # the run has ended
     ended: bool = False  # and its last line was read
-    stored: tuple[int, int] = (0, 0)  # offset and lines that are committed
     pending: int = 0  # batches on their way to the store
     behind: bool = False  # a batch was not stored; all from `stored` on is to be read again
 
@@ -77,7 +84,7 @@ class Reader:
         if self._closed:  # the server leaves, and the run was being forked: the next one adopts it
             tape.close()
             return
-        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), stored=(tape.offset, tape.lines))
+        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), _place(tape))
         self._journals[run] = journal
         self._read(journal)
 
@@ -97,8 +104,8 @@ class Reader:
         journal = self._journals.get(run)
         if journal is None:
             return 0
-        unstored = journal.tape.offset - journal.stored[0] if self._store else 0
-        return journal.tape.backlog_bytes() + unstored
+        unstored = journal.tape.offset - journal.stored.offset if self._store else 0
+        return journal.tape.backlog_bytes() + max(0, unstored)
 
     def close(self) -> None:
         """Stop reading. What was not read stays in the journals for the next server."""
@@ -186,22 +193,24 @@ class Reader:
     def _put(self, journal: _Journal, lines: list[Line], since: int) -> None:
         """Have the lines between `since` and where the tape stands stored; not without those before them."""
         assert self._store
-        reached = (journal.tape.offset, journal.tape.lines)
+        reached = _place(journal.tape)
         journal.pending += 1
         loop = asyncio.get_running_loop()
         thinned = thin(lines, journal.max_rate, journal.pace, final=journal.on_end is not None)
         journal.pace = thinned.pace
-        future = self._store.put_lines(journal.run, thinned.lines, *reached, thinned.dropped, since)
+        future = self._store.put_lines(
+            journal.run, thinned.lines, reached.offset, reached.lines, thinned.dropped, since
+        )
         future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, done))
 
-    def _on_put(self, journal: _Journal, reached: tuple[int, int], done: Future[Any]) -> None:
+    def _on_put(self, journal: _Journal, reached: _Place, done: Future[Any]) -> None:
         journal.pending -= 1
         error = done.exception()
         if isinstance(error, AlreadyStored):
-            journal.stored = max(journal.stored, (error.offset, error.lines))
+            journal.stored = max(journal.stored, _Place(error.lines, error.offset))
         if error is None:
             journal.stored = max(journal.stored, reached)
-            journal.tape.give_back(journal.stored[0])
+            journal.tape.give_back(journal.stored.offset)
             if journal.behind and journal.pending == 0:
                 self._catch_up(journal)
         elif not journal.behind:
@@ -215,20 +224,21 @@ class Reader:
         """Read again what was read but not stored; the lines were told already."""
         if journal.pending or not journal.behind or journal.run not in self._journals:
             return
-        reached = (journal.tape.offset, journal.tape.lines)
-        if journal.stored >= reached:
+        reached, stored = _place(journal.tape), journal.stored
+        if stored >= reached:
             journal.behind = False
             self._drop_if_stored(journal)
             return
         tape = journal.tape
         try:
-            tape.rewind(*journal.stored)
-            lines = tape.read(min(_CHUNK_BYTES, reached[0] - journal.stored[0]), final=True)
-            self._put(journal, lines, journal.stored[0])
+            begin = stored.offset if stored.offset < reached.offset else 0  # the file was cut, and begun anew
+            tape.rewind(begin, stored.lines)
+            lines = tape.read(min(_CHUNK_BYTES, reached.offset - begin), final=True)
+            self._put(journal, lines, stored.offset)
         except OSError as error:
             self._on_unreadable(journal, error)
         finally:
-            tape.rewind(*reached)
+            tape.rewind(reached.offset, reached.lines)
 
     def _drop_if_stored(self, journal: _Journal) -> None:
         if journal.ended and not journal.pending and not journal.behind and journal.run in self._journals:
@@ -247,6 +257,10 @@ class Reader:
         with suppress(FileNotFoundError):
             os.unlink(journal.path)
         self._on_stored(journal.run)
+
+
+def _place(tape: Tape) -> _Place:
+    return _Place(tape.lines, tape.offset)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:

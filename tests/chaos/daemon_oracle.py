@@ -119,13 +119,13 @@ def _none_came_up(story: Story, fact: Fact) -> bool:
 
 
 def _growth(story: Story, verdict: Verdict) -> None:
-    sizes: dict[tuple[str, int], list[Fact]] = {}
+    sizes: dict[tuple[str, str], list[Fact]] = {}
     for fact in story.driver:
         if fact["f"] == "size":
-            sizes.setdefault((fact["role"], fact["pid"]), []).append(fact)
+            sizes.setdefault((fact["role"], fact["life"]), []).append(fact)
         if fact["f"] == "idle" and fact["fds"] > IDLE_FDS[fact["role"]]:
             verdict.wrong(f"descriptors leak: the {fact['role']} has {fact['fds']} with no run left")
-    for (role, pid), seen in sizes.items():
+    for (role, life), seen in sizes.items():
         warm = [fact for fact in seen if fact["t"] >= seen[0]["t"] + _WARM_S]
         if not warm or warm[-1]["t"] - seen[0]["t"] < _LIFE_S:
             continue
@@ -133,7 +133,7 @@ def _growth(story: Story, verdict: Verdict) -> None:
         verdict.looked_at[f"lives of a {role} measured"] += 1
         for key, bound in (("fds", _FDS[role]), ("anon_kb", _ANON_KB[role])):
             early, late = (median(fact[key] for fact in some) for some in (warm[:part], warm[-part:]))
-            grown = f"{role} {pid}: {key} {early:g} -> {late:g} in {warm[-1]['t'] - warm[0]['t']:.0f} s"
+            grown = f"{role} {life}: {key} {early:g} -> {late:g} in {warm[-1]['t'] - warm[0]['t']:.0f} s"
             verdict.notes.append(grown)
             if late - early > bound:
                 verdict.wrong(f"growth: {grown}")

@@ -124,12 +124,13 @@ class Watch:
                 self._facts.note("two-runs", job=job, pids=[process.pid for process in processes])
 
     def _measure(self) -> None:
-        server = self._table.server()
-        for role, pid in (("keeper", self._keeper()), ("server", server.pid if server else None)):
+        keeper = self._keeper()
+        for role, process in (("keeper", read(keeper) if keeper else None), ("server", self._table.server())):
             with suppress(OSError, ValueError):
-                if pid:
-                    fds = len(os.listdir(f"/proc/{pid}/fd"))
-                    self._facts.note("size", role=role, pid=pid, fds=fds, anon_kb=_anonymous_kb(pid))
+                if process:
+                    fds, anon_kb = len(os.listdir(f"/proc/{process.pid}/fd")), _anonymous_kb(process.pid)
+                    life = f"{process.pid} since {process.ticks}"
+                    self._facts.note("size", role=role, life=life, fds=fds, anon_kb=anon_kb)
 
 
 def _anonymous_kb(pid: int) -> int:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from helpers.rows import RUN
 
 from harnessd.errors import StoreError
 from harnessd.server.reading import Reader
+from harnessd.server.store import Store
 from harnessd.server.tape import Tape
 
 
@@ -53,3 +59,42 @@ def test_a_journal_stays_until_the_row_of_its_run_is_stored(tmp_path: Path, fail
     asyncio.run(reads())
     assert path.exists() == fails
     assert ended == (["ended"] if fails else ["ended", f"{RUN} is done"])
+
+
+def test_of_a_journal_begun_anew_while_nothing_could_be_stored_no_line_is_missing(
+    store: Store, path: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "1.jsonl"
+    journal.touch()
+
+    def write(mode: str, seq: int) -> None:
+        with journal.open(mode) as file:
+            file.write(json.dumps({"seq": seq, "t": 1.5, "status": "x" * (100 if mode == "a" else 1)}) + "\n")
+
+    async def until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, (seqs(), told)
+            await asyncio.sleep(0.01)
+
+    def seqs() -> list[int]:
+        with closing(sqlite3.connect(path)) as connection:
+            return [seq for (seq,) in connection.execute("SELECT seq FROM status ORDER BY seq")]
+
+    async def reads() -> None:
+        reader = Reader(store, lambda _: None)
+        reader.follow(RUN, Tape(journal, RUN), journal, lambda lines: told.extend(line.seq for line in lines), 100)
+        write("a", 1)
+        await until(lambda: seqs() == [1])
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            write("w", 2)
+            await until(lambda: told == [1, 2] and not store.health()["ok"])
+            other.execute("ROLLBACK")
+        await until(lambda: seqs() == [1, 2])
+        write("a", 3)
+        await until(lambda: seqs() == told == [1, 2, 3])
+        reader.close()
+
+    told: list[int] = []
+    asyncio.run(reads())
