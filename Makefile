@@ -9,7 +9,7 @@ run: $(READY)
 	$(BIN)/harnessd serve config
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ fuzz: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout ruff schemathesis
+		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout pytest-xdist ruff schemathesis
 	touch $(READY)
 
 clean:
