@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from harnessd import tree
 from harnessd.keeper.cgroup import Cell
+from harnessd.keeper.say import say
 from harnessd.wire import ExitRecord, Frame, RunSpec
 
 _POLITE = (signal.SIGTERM, signal.SIGCONT)  # SIGCONT, since a stopped process would never see the SIGTERM
@@ -36,6 +37,7 @@ class Child:
     probe_at: float = math.inf
     probe_s: float = _PROBE_S
     leftover: int = 0
+    untouchable: bool = False  # it has become another user's, through a setuid program
 
     def to_frame(self) -> Frame:
         return {
@@ -95,8 +97,7 @@ class Children:
         pids = set(tree.members({child.spec.mark}).get(child.spec.mark, ())) if whole_tree else set()
         if child.exit is None:  # not reaped yet, so the pid is its own; just forked, it may not wear the mark yet
             pids.discard(child.pid)
-            for number in signals:
-                os.kill(child.pid, number)
+            _signal_first(child, signals)
         for pid in pids:
             tree.send(child.spec.mark, pid, signals)
 
@@ -132,6 +133,16 @@ class Children:
         if child.kill_at > now:
             child.probe_at = min(child.probe_at, child.kill_at)
         return False
+
+
+def _signal_first(child: Child, signals: tuple[signal.Signals, ...]) -> None:
+    try:
+        for number in signals:
+            os.kill(child.pid, number)
+    except PermissionError:
+        if not child.untouchable:
+            child.untouchable = True
+            say("error", "cannot signal the job: it runs as another user", job=child.spec.job, pid=child.pid)
 
 
 def _alive(child: Child, marked: dict[int, list[int]]) -> list[int]:

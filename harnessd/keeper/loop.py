@@ -162,6 +162,9 @@ class Keeper:
         code = os.waitstatus_to_exitcode(status)
         self._drain()
         self._detach()
+        if self._zygote:
+            for prepared in self._zygote.void():  # the next server does not know of them, and starts the jobs anew
+                prepared.close(self._cgroups)
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
         if not (self._server.ready or expected or self._ending):  # nor will the next one be ready
@@ -387,7 +390,9 @@ class Keeper:
 
     def _on_forked(self, run: int, pid: int) -> None:
         assert self._zygote
-        prepared = self._zygote.waiting.pop(run)
+        prepared = self._zygote.waiting.pop(run, None)
+        if prepared is None:
+            return  # void, and about to end
         pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pid
         self._started(prepared, pid, Began.now())
         if pid in self._unclaimed:
@@ -402,12 +407,11 @@ class Keeper:
         self._selector.unregister(zygote.channel)
         zygote.end()
         self._unclaimed.clear()
-        for run, prepared in zygote.waiting.items():
-            pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID  # if it was forked, it ends at once
+        for prepared in zygote.void():
             if self._ending:
                 self._refuse(prepared, _too_late(prepared.spec.job))
             else:
-                self._prepared[run] = prepared
+                self._prepared[prepared.spec.run] = prepared
         self._fork_prepared()
 
     def _own_fds(self) -> list[int]:

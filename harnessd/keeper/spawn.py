@@ -19,6 +19,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -87,8 +88,10 @@ class Prepared:
         return [fd for fd in fds if fd is not None]
 
     def close(self, cgroups: Cgroups) -> None:
+        """Let go of all that was made for the run, which will never be a process."""
         for fd in self.fds():
             os.close(fd)
+        _remove(self.spec.journal)
         if self.cell:
             cgroups.remove(self.cell)
 
@@ -115,6 +118,7 @@ def prepare(request: int | None, spec: RunSpec, cgroups: Cgroups) -> Prepared:
     except OSError as error:
         for fd in opened:
             os.close(fd)
+        _remove(spec.journal)
         if cell:
             cgroups.remove(cell)
         raise SpawnFailed(f"cannot start {spec.job!r}: {_reason(error)}") from error
@@ -159,6 +163,11 @@ def _open_to_append(path: str, spec: RunSpec) -> int:
     if spec.uid is not None:
         os.fchown(fd, spec.uid, -1 if spec.gid is None else spec.gid)
     return fd
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):  # it was not made yet
+        os.unlink(path)
 
 
 def _open_output(path: str, spec: RunSpec) -> int:

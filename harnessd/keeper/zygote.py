@@ -56,6 +56,14 @@ class Zygote:
             fds.append(prepared.enter)
         self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
 
+    def void(self) -> list[Prepared]:
+        """Return what was asked for and is not told of yet. What was forked of it ends at once."""
+        void = list(self.waiting.values())
+        self.waiting.clear()
+        for prepared in void:
+            pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID
+        return void
+
     def end(self) -> None:
         """Kill it. The runs that were forked from it and claimed are the keeper's, and live on."""
         self.channel.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from helpers.brand import is_alive
-from helpers.rig import Rig, Run
+from helpers.rig import ROOT, Rig, Run
 from helpers.waiting import until
 
 # Each leaves a process behind that only its mark gives away, and says its pid.
@@ -149,3 +151,34 @@ def _parent(pid: str) -> int:
             return int(file.read().rpartition(b") ")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+UNTOUCHABLE = """
+import os, sys, time
+from harnessd.keeper.children import Child, Children
+from harnessd.wire import RunSpec
+os.setuid(65534)
+children = Children()
+spec = RunSpec(run=1, job="etl", mark=(1 << 61) + 77, journal="", journal_max_bytes=1)
+children.add(Child(spec, int(sys.argv[1]), 0.0, 0.0, 0, -1, -1))
+children.end(1, 0.02)
+children.end(1, 0.0)
+while children.live[1].probe_s < 0.2:
+    assert children.settle() == []
+    time.sleep(0.005)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root's processes are the ones that others may not signal")
+def test_a_run_that_has_become_another_user_is_told_of_once_and_harms_nobody() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        try:
+            environ = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(
+                [sys.executable, "-c", UNTOUCHABLE, str(other.pid)], env=environ, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stderr.count("cannot signal the job: it runs as another user job=etl") == 1
+            assert other.poll() is None
+        finally:
+            other.kill()

@@ -131,3 +131,26 @@ def test_no_run_outlives_the_keeper_that_was_forked_from_the_zygote(daemon: Daem
     os.kill(daemon.keeper_pid, signal.SIGKILL)
     daemon.wait()
     until(lambda: not daemon.left(), "everything to be gone")
+
+
+def test_what_a_killed_server_had_asked_the_zygote_for_never_runs_beside_what_the_next_one_asks_for(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    (tmp_path / "slow_library.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.01)\n"
+    )
+    preloading(daemon, "slow_library")
+    daemon.job("one", "Imports", args=["slow_library"])
+    daemon.job("two", "Imports", args=["slow_library"])
+    daemon.start(PYTHONPATH=str(tmp_path))
+    killed = daemon.server_pid()
+    os.kill(killed, signal.SIGKILL)
+    daemon.wait_for(lambda: daemon.server_pid() not in (0, killed), "the next server")
+    go.touch()
+    for name in ("one", "two"):
+        assert daemon.status(name)["preloaded"]
+        assert daemon.hb(name)["pid"] == daemon.status(name)["pid"]
+    until(lambda: len(zygotes(daemon)) == 1, "nothing but the zygote, the server and the two runs")
+    until(lambda: daemon.rows("SELECT count(*) FROM run") == [(2,)], "two runs there were")
+    assert daemon.rows("SELECT 1 FROM run WHERE reason = 'lost'") == []
