@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,7 @@ class Daemon:
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
         supervisor.default_job = settings.default_job
         supervisor.when_stored = self._when_stored
+        supervisor.together = self._together
         link.on_ending = supervisor.shut_down
         link.on_preload_failed = self._on_preload_failed
         link.preload(settings.preload)
@@ -145,6 +146,9 @@ class Daemon:
 
         assert self._store
         when_stored(self._store, then)
+
+    def _together(self) -> AbstractContextManager[object]:
+        return self._store.together() if self._store else nullcontext()
 
     def _note(self, kind: str, data: dict[str, Any], *, actor: str | None = None) -> None:
         import time
@@ -213,8 +217,9 @@ class Daemon:
 
         if self._store is None:
             self._store = Store.open(self._settings.database or state / "harnessd.db")
-            for record in self._early:
-                self._store.put(record)
+            with self._store.together():
+                for record in self._early:
+                    self._store.put(record)
             self._early.clear()
 
     def _take_over(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:

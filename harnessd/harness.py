@@ -381,6 +381,7 @@ def _past(archive: ScriptArchive | None, supervisor: Supervisor, state_dir: Path
     followers = Followers(history, supervisor.record)
     archive.store.on_committed = followers.committed
     supervisor.when_stored = partial(when_stored, archive.store)
+    supervisor.together = archive.store.together
     found = {"history": history, "followers": followers, "storage_error": lambda: archive.store.error}
     return found | {"commit_times": archive.store.commit_times, "tokens": TokenReader(state_dir)}
 

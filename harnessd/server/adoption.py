@@ -67,7 +67,8 @@ def plan(
             continue
         with_run.add(run.job)
         outdated = digests.get(run.run, definition.digest) != definition.digest
-        result.adopted.append(Adopted(run.job, _job_with_run(rows.get(run.job), run, definition, now), run, outdated))
+        job = _job_with_run(rows.get(run.job), run, definition, now, stored=run.run in digests)
+        result.adopted.append(Adopted(run.job, job, run, outdated))
     result.lost = [run for run in known.runs if run.id not in held]
     for name, definition in definitions.items():
         if name in with_run:
@@ -79,15 +80,18 @@ def plan(
     return result
 
 
-def _job_with_run(row: JobRow | None, run: LiveRun | ExitRecord, definition: Definition, now: float) -> policy.Job:
+def _job_with_run(
+    row: JobRow | None, run: LiveRun | ExitRecord, definition: Definition, now: float, *, stored: bool
+) -> policy.Job:
+    """Return the job as it is. Of a run that is not `stored`, the row does not speak: it is of the one before."""
     since = now - run.mono_s if isinstance(run, ExitRecord) else now - run.uptime_s()
     ending = isinstance(run, LiveRun) and run.ending
     if row is None:  # the database was lost: it runs, so it was wanted
         return policy.Job(Want.UP, policy.Running(since), proven=True)
     life: policy.Life = policy.Running(since)
-    if row.state == State.STOPPING or ending:
+    if ending or (stored and row.state == State.STOPPING):
         life = policy.Stopping(since, ExitReason.STOPPED, forced=ending or not definition.rules.messages)
-    elif row.state == State.PAUSED:
+    elif stored and row.state == State.PAUSED:
         life = policy.Paused(since)
     elif not row.ever_up and now - since < definition.rules.start_seconds:
         life = policy.Starting(since)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from harnessd.server.records import Event, JobRow, Notice, Sample
+from harnessd.server.records import Event, JobRow, Notice, RunEnded, Sample
 from harnessd.server.writer import Item, Lines
 
 MOST_RECORDS = 100_000  # that wait while the database fails
@@ -15,7 +15,7 @@ LINES_A_BATCH = 20_000  # about
 
 # A future is a flush: all before it is committed. An exception is what a reader of the database met.
 Waiting = Item | Future[None] | Exception
-_FOLLOWS = (JobRow, Notice)  # stored in one transaction with the event before it
+_FOLLOWS = (JobRow, Notice)  # stored in one transaction with the event before it, which is with a run's end before it
 
 
 class Backlog:
@@ -50,7 +50,7 @@ class Backlog:
         singly = self._singly > 0
         room = 1 if singly else LINES_A_BATCH
         self._singly = max(0, self._singly - 1)
-        while self._queue and (room > 0 or (not singly and isinstance(self._queue[0], _FOLLOWS))):
+        while self._queue and (room > 0 or (not singly and self._belongs(batch[-1]))):
             item = self._queue.popleft()
             if isinstance(item, Event) and not item.id:
                 self.last_event += 1
@@ -58,6 +58,9 @@ class Backlog:
             room -= 1 - self._count(item, -1)
             batch.append(item)
         return batch
+
+    def _belongs(self, before: Waiting) -> bool:
+        return isinstance(before, RunEnded) or isinstance(self._queue[0], _FOLLOWS)
 
     def take_lines(self) -> list[Lines]:
         """Return all lines that wait, out of their order with the rest: they are not stored for now."""

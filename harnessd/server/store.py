@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -102,6 +103,10 @@ class Store:
         with self._wake:
             self._known.note(record)
             self._add(record)
+
+    def together(self) -> AbstractContextManager[object]:
+        """In this context, all that its thread puts is committed in one transaction. Not for long: the store waits."""
+        return self._wake
 
     def put_lines(
         self, run: int, lines: Sequence[Line], offset: int, count: int, dropped: int = 0, since: int | None = None
@@ -377,7 +382,12 @@ class Store:
         now = time.monotonic()
         if self._writer and now >= self._next_wal_look:
             self._next_wal_look = now + WAL_LOOK_SECONDS
-            self._database.bound_wal(self._writer.connection)
+            try:
+                self._database.bound_wal(self._writer.connection)
+            except Exception as error:  # no room in the database itself, or damage: the next commit finds out
+                log.warning("cannot shorten the write-ahead log: %s", error)
+                self.suspect(error)
+                self._disconnect()
 
 
 def _promise() -> Future[Any]:

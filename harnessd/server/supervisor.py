@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,6 +92,7 @@ class Supervisor:
         self._last_id = 0
         self.default_job: str | None = None
         self.when_stored: Callable[[Callable[[], None]], None] = _at_once  # calls it once all recorded so far is stored
+        self.together: Callable[[], AbstractContextManager[object]] = nullcontext  # recorded in it: one transaction
         self._leaving = asyncio.Event()
         self.ending = False
         self._hangs = Hangs(self._note, self.apply)
@@ -307,7 +308,8 @@ class Supervisor:
 
     def apply(self, entry: Entry, event: policy.Event, why: str) -> None:
         """Let a fact change the job."""
-        self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
+        with self.together():
+            self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
 
     def _take(self, entry: Entry, step: policy.Step, why: str) -> None:
         before, entry.job = entry.job, step.job
@@ -573,11 +575,12 @@ class Supervisor:
         """All that the run said is read, and nothing of it is left."""
         ended = policy.Ended(record.code, record.signal, random.uniform(-1, 1), record.mono_s, record.oom)
         why = policy.reason(entry.job, ended)
-        self.record(run_ended(record, why))
-        self._left_unread(entry, live.unread.values(), record.run)
         live.close()
-        entry.live = None
-        self._over(entry, Exit(record.run, record.code, record.signal, why, record.at, live.error), ended)
+        with self.together():  # or the next server would take the job to be up, and start it again
+            self._left_unread(entry, live.unread.values(), record.run)
+            entry.live = None
+            self.record(run_ended(record, why))
+            self._over(entry, Exit(record.run, record.code, record.signal, why, record.at, live.error), ended)
         self.when_stored(lambda: self._host.acknowledge(record.run))
 
     def _left_unread(self, entry: Entry, commands: Iterable[Unread], run: int) -> None:

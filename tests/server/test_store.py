@@ -16,7 +16,7 @@ from sqlalchemy import text
 from harnessd.errors import AlreadyStored, NewerSchema, StoreError
 from harnessd.server import backlog, retention
 from harnessd.server.desired import load_fast
-from harnessd.server.records import Event, JournalDone, Keep, Loaded, RunEnded, Sample
+from harnessd.server.records import Event, JobRow, JournalDone, Keep, Loaded, RunEnded, Sample
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
 
@@ -249,6 +249,15 @@ def test_waiting_records_are_bounded_and_samples_go_first(monkeypatch: pytest.Mo
     assert len(left) <= 100
     assert sum(isinstance(item, Event) for item in left) == 60
     assert waiting.dropped == 121 - len(left)
+
+
+def test_the_end_of_a_run_and_what_becomes_of_its_job_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "LINES_A_BATCH", 2)
+    waiting = backlog.Backlog()
+    for item in (Event("unread", 1), RunEnded(RUN, 2), Event("state", 3), job_row(), Event("tick", 4)):
+        waiting.add(item)
+    assert [type(item) for item in waiting.take()] == [Event, RunEnded, Event, JobRow]
+    assert [type(item) for item in waiting.take()] == [Event]
 
 
 class TestRetention:

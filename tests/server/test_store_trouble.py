@@ -332,3 +332,34 @@ def test_lines_refused_are_read_again_from_what_was_stored(store: Store, path: P
     store.flush().result(10)
     store.put_lines(RUN, tape.read(), tape.offset, tape.lines).result(10)
     assert rows(path, "SELECT count(*), max(seq) FROM status") == [(1000, 1000)]
+
+
+def test_a_checkpoint_that_fails_ends_nothing(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([sqlite3.OperationalError("disk I/O error")])
+
+    def fail_once(*_: object) -> None:
+        if failure := next(failures, None):
+            raise failure
+
+    monkeypatch.setattr("harnessd.server.database.Database.bound_wal", fail_once)
+    monkeypatch.setattr("harnessd.server.store.WAL_LOOK_SECONDS", 0.0)
+    store = open_store()
+    for number in range(3):
+        store.put(Event("tick", number))
+        store.flush().result(10)
+    assert next(failures, None) is None
+    assert rows(path, "SELECT count(*) FROM event WHERE kind = 'tick'") == [(3,)]
+
+
+def test_what_is_put_together_is_committed_together(store: Store, path: Path) -> None:
+    with store.together():
+        store.put(RunEnded(RUN, 77))
+        for _ in range(20):  # the store's thread would take it at once
+            time.sleep(0.01)
+            assert rows(path, "SELECT ended_us FROM run") == [(None,)]
+        store.put(job_row(state="exited"))
+    store.flush().result(10)
+    assert rows(path, "SELECT ended_us FROM run") == [(77,)]
+    assert rows(path, "SELECT state FROM job") == [("exited",)]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from helpers.rows import RUN
+import pytest
+from helpers.rows import RUN, job_row, run_started
 
 from harnessd import tree
 from harnessd.server import policy
-from harnessd.server.adoption import Adopted
+from harnessd.server.adoption import Adopted, plan
 from harnessd.server.definition import Definition
 from harnessd.server.host import LiveRun
 from harnessd.server.reading import Reader
-from harnessd.server.records import JournalDone, Record, RunEnded
+from harnessd.server.records import JournalDone, Loaded, Record, RunEnded
 from harnessd.server.supervisor import Folders, Supervisor
-from harnessd.states import Want
+from harnessd.states import State, Want
 from harnessd.wire import ExitRecord, RunSpec
 
 DEFINITION = Definition("etl", policy.Rules(restart="never"), 1.0, {}, lambda run: run, "d1", {"name": "etl"})
@@ -102,3 +104,41 @@ def test_a_run_that_was_being_forked_when_the_server_leaves_is_left_to_the_next(
     assert journal.read_text().endswith('"said"}\n')
     assert not any(isinstance(record, RunEnded) for record in records)
     assert host.acknowledged == []
+
+
+@pytest.mark.parametrize("state", [State.STOPPING, State.PAUSED])
+def test_what_is_stored_of_a_run_is_not_taken_for_the_state_of_the_next_which_is_not_stored_yet(state: State) -> None:
+    page: Any = memoryview(bytearray(64)).cast("Q")
+    run = LiveRun(RUN, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", False, -1, page)
+
+    def adopted(known: Loaded) -> policy.Job:
+        (found,) = plan({"etl": DEFINITION}, known, [run], [], cold=False, now=1000.0).adopted
+        return found.job
+
+    jobs = (job_row(state=state, ever_up=True),)
+    assert adopted(Loaded(jobs=jobs, runs=(run_started(),))).state is state
+    assert adopted(Loaded(jobs=jobs, runs=(run_started(RUN - 1),))).state is State.RUNNING
+
+
+def test_the_end_of_a_run_and_of_its_job_are_recorded_together(tmp_path: Path) -> None:
+    records: list[Record] = []
+    together: list[list[str]] = []
+
+    @contextmanager
+    def group() -> Iterator[None]:
+        before = len(records)
+        yield
+        together.append([type(record).__name__ for record in records[before:]])
+
+    async def ends() -> None:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), records.append)
+        supervisor.together = group
+        supervisor.add(DEFINITION)
+        job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
+        supervisor.adopt(Adopted("etl", job, ended(RUN), outdated=False), 0, 0)
+        reader = Reader(None, lambda _: None)
+        supervisor.read_with(reader)
+        reader.close()
+
+    asyncio.run(ends())
+    assert together[-1] == ["RunEnded", "Event", "JobRow"]
