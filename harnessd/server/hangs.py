@@ -30,18 +30,18 @@ class Hangs:
         spec, live = entry.definition.spec, entry.live
         if live is None or live.ended:
             return
-        if spec is None or spec.watchdog is None:
+        before = live.watch
+        if spec and spec.watchdog:
+            live.watch = watchdog.look(before, _sight(entry, live), now, spec.watchdog.pulse_seconds)
+        else:
             live.watch = _UNWATCHED
-            return
-        before, sight = live.watch, _sight(entry, live)
-        live.watch = watchdog.look(before, sight, now, spec.watchdog.pulse_seconds)
         if live.run in self._finding:
             return
         if live.watch.hung and not before.hung:
             task = asyncio.get_running_loop().create_task(self._found(entry, live))
             self._finding[live.run] = task
             task.add_done_callback(lambda _: self._finding.pop(live.run, None))
-        elif before.hung and not live.watch.hung and not sight.exempt:
+        elif before.hung and not live.watch.hung:
             self._note(entry, "hung-over", None, {"age_s": round(before.quiet_s, 1)})
 
     async def _found(self, entry: Entry, live: Live) -> None:

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -76,6 +77,7 @@ class Reader:
         self._journals: dict[int, _Journal] = {}
         self._by_watch: dict[int, _Journal] = {}
         self._closed = False
+        self._told = False  # that there is no room for watches
         self._inotify = INotify(nonblocking=True)
         asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._on_events)
 
@@ -157,6 +159,8 @@ class Reader:
             self._later(journal, 0)
         elif final:
             self._end(journal)
+        elif journal.watch < 0:
+            self._later(journal, _RETRY_S)
 
     def _on_unreadable(self, journal: _Journal, error: OSError) -> None:
         _log.error("cannot read the journal of run %s: %s", journal.run, error)
@@ -168,9 +172,15 @@ class Reader:
     def _watch(self, journal: _Journal) -> None:
         if journal.watch >= 0:
             return
-        with suppress(OSError):  # the file was removed: then nothing more comes from it
+        try:
             journal.watch = self._inotify.add_watch(journal.path, flags.MODIFY | flags.ONESHOT)
             self._by_watch[journal.watch] = journal
+        except OSError as error:  # it was removed, or the user has too many watches: it is looked at now and then
+            if error.errno == errno.ENOSPC and not self._told:
+                self._told = True
+                _log.warning(
+                    "cannot watch journals: %s (fs.inotify.max_user_watches); they are read once a second", error
+                )
 
     def _end(self, journal: _Journal) -> None:
         journal.ended = True

@@ -34,6 +34,8 @@ class Watch:
 def look(watch: Watch, sight: Sight, now: float, limit_s: float) -> Watch:
     """Return what is known after this look; `hung` when the run has been quiet for `limit_s`."""
     polled = sight.polls != watch.polls or sight.waiting
+    if watch.hung and not polled and sight.exempt:
+        return replace(watch, at=now)  # it hangs on until it polls
     if watch.at is None or polled or sight.exempt or not sight.polls:
         return Watch(sight.polls, at=now)
     quiet_s = watch.quiet_s + min(max(0.0, now - watch.at), MOST_STEP_S)

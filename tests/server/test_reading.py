@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sqlite3
 import time
@@ -59,6 +60,29 @@ def test_a_journal_stays_until_the_row_of_its_run_is_stored(tmp_path: Path, fail
     asyncio.run(reads())
     assert path.exists() == fails
     assert ended == (["ended"] if fails else ["ended", f"{RUN} is done"])
+
+
+def test_a_journal_that_cannot_be_watched_is_read_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harnessd.server.reading.INotify.add_watch", full)
+    monkeypatch.setattr("harnessd.server.reading._RETRY_S", 0.01)
+    path, told = tmp_path / "1.jsonl", list[int]()
+    path.touch()
+
+    async def reads() -> None:
+        reader = Reader(None, lambda _: None)
+        reader.follow(RUN, Tape(path, RUN), path, lambda lines: told.extend(line.seq for line in lines), 1.0)
+        for seq in (1, 2):
+            with path.open("a") as file:
+                file.write(f'{{"seq":{seq},"t":1.5,"status":1}}\n')
+            async with asyncio.timeout(30):
+                while told[-1:] != [seq]:  # noqa: ASYNC110 - there is no event: that is the point
+                    await asyncio.sleep(0.01)
+        reader.close()
+
+    asyncio.run(reads())
 
 
 def test_of_a_journal_begun_anew_while_nothing_could_be_stored_no_line_is_missing(

@@ -51,6 +51,13 @@ def test_what_is_paused_stopping_or_stopped_does_not_hang_and_counts_anew_afterw
     assert (after.hung, after.quiet_s) == (False, 29.0)
 
 
+def test_a_hang_goes_on_while_it_is_paused_or_stopped_and_ends_with_a_poll() -> None:
+    paused = watched(*[QUIET] * 40, *[PAUSED] * 100)
+    assert paused.hung
+    assert not look(paused, replace(PAUSED, polls=6), paused.at or 0, LIMIT_S).hung
+    assert look(paused, QUIET, paused.at or 0, LIMIT_S).hung
+
+
 def test_time_in_which_nobody_looked_does_not_count() -> None:
     quiet = watched(*[QUIET] * 20)
     late = look(quiet, QUIET, (quiet.at or 0) + 3600, LIMIT_S)
