@@ -111,6 +111,7 @@ class Daemon:
             (state / "log").mkdir(mode=0o700, exist_ok=True)
         self._logs = Logs(state / "log")
         supervisor = Supervisor(link, Folders(journals, settings.journal_max_bytes, self._logs), self._record)
+        self._link, self._hello, self._supervisor = link, hello, supervisor
         supervisor.default_job = settings.default_job
         supervisor.when_stored = self._when_stored
         supervisor.together = self._together
@@ -129,7 +130,6 @@ class Daemon:
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
         wanted = [name for name in plan.launch if name not in self._gone]
         await self._launch(supervisor, wanted, "the daemon has started" if cold else "the server was restarted")
-        self._link, self._hello, self._supervisor = link, hello, supervisor
         await self._serve(listening, plan, known, state)
 
     def _record(self, record: Record) -> None:
@@ -208,19 +208,22 @@ class Daemon:
 
         if self._settings.database is None:
             return load_fast(state / "harnessd.db")
-        self._open_store(state)
-        assert self._store
-        return self._store.load()
+        return self._open_store(state).load()
 
-    def _open_store(self, state: Path) -> None:
+    def _open_store(self, state: Path, known: Known | None = None) -> Store:
+        """Open the store, of which this is known if it was read before."""
         from harnessd.server.store import Store
 
         if self._store is None:
             self._store = Store.open(self._settings.database or state / "harnessd.db")
+            if (known or self._store.load()).error:
+                loop = asyncio.get_running_loop()
+                self._store.unseen(lambda jobs: loop.call_soon_threadsafe(self._supervisor.learn, jobs))
             with self._store.together():
                 for record in self._early:
                     self._store.put(record)
             self._early.clear()
+        return self._store
 
     def _take_over(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
         """Register the jobs, those that an earlier server has left with their runs. Return what is to be done."""
@@ -267,10 +270,9 @@ class Daemon:
         from harnessd.web.app import guard_policy, make_app
         from harnessd.web.serving import HttpServer
 
-        self._open_store(state)
-        assert self._store
-        reader = await self._begin_reading(self._store, plan, known)
-        context = self._context(self._store)
+        store = self._open_store(state, known)
+        reader = await self._begin_reading(store, plan, known)
+        context = self._context(store)
         server = HttpServer(make_app(context, guard_policy(self._settings.http)), listening, self._settings.http)
         self._renew_tls = server.renew_tls
         loop = asyncio.get_running_loop()
@@ -302,7 +304,7 @@ class Daemon:
             with suppress(OSError):
                 (state / SOCKET_NAME).unlink()
         await self._logs.close()
-        await asyncio.to_thread(self._store.close)
+        await asyncio.to_thread(store.close)
 
     async def _begin_reading(self, store: Store, plan: Plan, known: Known) -> Reader:
         """Follow the journals, those that were left behind first."""

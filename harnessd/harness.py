@@ -265,6 +265,9 @@ async def _serve(
         supervisor.read_with(reader)
         definition = from_script(settings.name or _name_of(job), settings, args)
         entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)
+        if archive and archive.known.error:
+            loop = asyncio.get_running_loop()
+            archive.store.unseen(lambda jobs: loop.call_soon_threadsafe(supervisor.learn, jobs))
         health = _health(entry, hello["pid"], archive)
         past = _past(archive, supervisor, settings.state_dir)
         context = Context(supervisor, health, http.max_body_bytes, tally=tally, **past)

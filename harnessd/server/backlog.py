@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from harnessd.server.known import completed
 from harnessd.server.records import Event, JobRow, Notice, RunEnded, Sample
 from harnessd.server.writer import Item, Lines
 
@@ -61,6 +62,13 @@ class Backlog:
 
     def _belongs(self, before: Waiting) -> bool:
         return isinstance(before, RunEnded) or isinstance(self._queue[0], _FOLLOWS)
+
+    def complete(self, stored: Iterable[JobRow]) -> None:
+        """Lay what waits of jobs over their rows that are stored."""
+        rows = {row.name: row for row in stored}
+        for number, item in enumerate(self._queue):
+            if isinstance(item, JobRow) and item.name in rows:
+                self._queue[number] = completed(item, rows[item.name])
 
     def take_lines(self) -> list[Lines]:
         """Return all lines that wait, out of their order with the rest: they are not stored for now."""

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 
 from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted
+from harnessd.wire import merged
+
+
+def completed(row: JobRow, stored: JobRow) -> JobRow:
+    """Return the row, made without having seen the stored one, with what that says beyond the job's present."""
+    return replace(
+        row,
+        overrides=json.dumps(merged(json.loads(stored.overrides), json.loads(row.overrides))),
+        restarts=stored.restarts + row.restarts,
+        ever_up=row.ever_up or (stored.ever_up and stored.digest == row.digest),
+    )
 
 
 class Known:

@@ -28,7 +28,7 @@ from harnessd.server.backlog import Backlog, Waiting
 from harnessd.server.database import Database, Trouble
 from harnessd.server.health import CommitTimes, Health
 from harnessd.server.known import Known
-from harnessd.server.records import Event, Keep, Loaded, Record, StatusRow
+from harnessd.server.records import Event, JobRow, Keep, Loaded, Record, StatusRow
 from harnessd.server.retention import Trim
 from harnessd.server.shapes import Storage
 from harnessd.server.tape import Line
@@ -69,6 +69,7 @@ class Store:
         self._chores: deque[_Chore] = deque()
         self._known = Known()
         self._health = Health()
+        self._on_seen: Callable[[Sequence[JobRow]], object] | None = None  # set: what is put ignores what is stored
         self._next_commit = 0.0
         self._next_wal_look = 0.0
         self._is_new = False
@@ -97,6 +98,11 @@ class Store:
     def load(self) -> Loaded:
         """Return what the database knew when it was opened."""
         return self._loaded or Loaded(error=self._health.error)
+
+    def unseen(self, on_seen: Callable[[Sequence[JobRow]], object]) -> None:
+        """Whoever puts rows of jobs could not read those that are stored: keep what only these say, as soon as they can
+        be read, and then call `on_seen` with them, in the store's thread."""
+        self._on_seen = on_seen
 
     def put(self, record: Record) -> None:
         """Keep the record; it is committed at once, or within 50 ms when there is much."""
@@ -253,16 +259,29 @@ class Store:
         began = time.monotonic()
         self._next_commit = 0.0 if self._backlog.is_urgent() else began + COMMIT_SECONDS
         try:
-            if self._loaded is None:  # the events were numbered before it was known which numbers the database has
-                self._connect()
-                with self._wake:
-                    self._backlog.put_back([_unnumbered(item) for item in batch])
-                    batch = self._backlog.take()
+            if self._loaded is None or self._on_seen:
+                batch = self._see(batch)
             written = self._write(batch)
         except Exception as error:  # nothing that a database or a record does may end this thread
             self._failed(error, batch)
         else:
             self._committed(began, batch, written)
+
+    def _see(self, batch: Sequence[Waiting]) -> list[Waiting]:
+        """Connect. Return the batch anew: it was numbered and filled in before it was known what the database has."""
+        if self._writer is None:
+            self._connect()
+        assert self._loaded
+        jobs = [row for row in self._loaded.jobs if row.removed_us is None]
+        on_seen, self._on_seen = self._on_seen, None
+        with self._wake:
+            self._backlog.put_back([_unnumbered(item) for item in batch])
+            if on_seen:
+                self._backlog.complete(jobs)
+            batch = self._backlog.take()
+        if on_seen:
+            _tell(on_seen, jobs)
+        return batch
 
     def _write(self, batch: Sequence[Waiting]) -> Written:
         for item in batch:
@@ -415,7 +434,7 @@ def _refuse(items: Iterable[Waiting], error: StoreError) -> None:
             future.set_exception(error)
 
 
-def _tell(callback: Callable[..., None], *args: object) -> None:
+def _tell(callback: Callable[..., object], *args: object) -> None:
     try:
         callback(*args)
     except Exception:  # a listener's fault is not the storage's

@@ -39,9 +39,10 @@ from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
 from harnessd.server.finding import find
 from harnessd.server.hangs import Hangs
 from harnessd.server.host import Host, LiveRun
+from harnessd.server.known import completed
 from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
-from harnessd.server.records import Event, JournalDone, Record, RunEnded, RunStarted, Sample
+from harnessd.server.records import Event, JobRow, JournalDone, Record, RunEnded, RunStarted, Sample
 from harnessd.server.tape import Line, Tape
 from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
@@ -501,6 +502,15 @@ class Supervisor:
         entry.job = job
         self._put_job(entry)
         self._arm(entry)
+
+    def learn(self, stored: Iterable[JobRow]) -> None:
+        """Take what the database has of the jobs and could not be read at the start. Live runs keep their config."""
+        for row in stored:
+            if entry := self._entries.get(row.name):
+                known = completed(entry.row(_now_us()), row)
+                entry.overrides = json.loads(known.overrides)
+                entry.job = replace(entry.job, restarts=known.restarts, proven=known.ever_up)
+                self._put_job(entry)
 
     def read_with(self, reader: Reader) -> None:
         """Begin to read the journals."""

@@ -363,3 +363,26 @@ def test_what_is_put_together_is_committed_together(store: Store, path: Path) ->
     store.flush().result(10)
     assert rows(path, "SELECT ended_us FROM run") == [(77,)]
     assert rows(path, "SELECT state FROM job") == [("exited",)]
+
+
+def test_rows_put_by_whoever_could_not_read_the_database_keep_what_only_those_in_it_say(
+    path: Path, tmp_path: Path, open_store: OpenStore
+) -> None:
+    before, aside = open_store(), tmp_path / "aside.db"
+    before.put(job_row(overrides='{"a": 1, "b": 1}', restarts=5, ever_up=True))
+    before.close()
+    path.rename(aside)
+    path.mkdir()
+    seen: list[Any] = []
+    store = open_store()
+    assert store.load().error
+    store.unseen(seen.extend)
+    store.put(job_row(overrides='{"b": 2}', restarts=1))
+    path.rmdir()
+    aside.rename(path)
+    store.flush().result(30)
+    assert rows(path, "SELECT overrides, restarts, ever_up FROM job") == [('{"a": 1, "b": 2}', 6, 1)]
+    assert [(row.name, row.restarts) for row in seen] == [("etl", 5)]
+    store.put(job_row(restarts=7))
+    store.flush().result(10)
+    assert rows(path, "SELECT overrides, restarts FROM job") == [("{}", 7)], "whoever puts it now has seen the others"

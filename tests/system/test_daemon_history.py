@@ -196,3 +196,21 @@ def test_on_a_read_only_state_directory_the_daemon_boots_and_its_jobs_run(
     assert daemon.get("/healthz").status_code == 503
     assert daemon.get("/jobs/idle/kill").json()["exit"]["reason"] == "killed"
     daemon.stop()
+
+
+def test_what_config_has_set_outlives_a_start_without_the_database(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.job("one", "Idle")
+    daemon.start()
+    assert daemon.post("/jobs/one/config", {"a": 1}).status_code == 202
+    daemon.stop()
+    database, aside = tmp_path / "state" / "harnessd.db", tmp_path / "aside.db"
+    database.rename(aside)
+    database.mkdir()
+    daemon.launch()
+    daemon.wait_for(lambda: daemon.log.count("serving 1 jobs") == 2, "it serves again")
+    assert daemon.get("/jobs/one/config").json()["overrides"] == {}
+    assert daemon.post("/jobs/one/config", {"b": 2}).status_code == 202
+    database.rmdir()
+    aside.rename(database)
+    daemon.wait_for(lambda: daemon.get("/jobs/one/config").json()["overrides"] == {"a": 1, "b": 2}, "they are known")
+    until(lambda: daemon.rows("SELECT overrides FROM job") == [('{"a": 1, "b": 2}',)], "and kept")
