@@ -90,8 +90,7 @@ def _answers(story: Story, verdict: Verdict) -> None:
 
 
 def _unstored(story: Story, fact: Fact, what: str, verdict: Verdict) -> None:
-    since, until = fact["since"], fact["t"]
-    if story.storage_failed(since, until) and story.server_died(since, until + 10):
+    if story.storage_failed(fact["since"], fact["t"]) and story.server_died(fact["since"], story.stored_by(fact["t"])):
         verdict.excused["answered while nothing could be stored, and the server died before it could"] += 1
     else:
         verdict.wrong(f"answered and not stored: {what}: {fact}")
