@@ -28,6 +28,7 @@ class Backlog:
         self.last_event = 0  # the highest id that was given
         self._queue: deque[Waiting] = deque()
         self._singly = 0  # so many at the front come in batches of one
+        self._full_at = MOST_RECORDS
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -35,8 +36,9 @@ class Backlog:
     def add(self, item: Waiting) -> None:
         self._queue.append(item)
         self._count(item, 1)
-        if len(self._queue) > MOST_RECORDS:
+        if len(self._queue) > self._full_at:
             self._shed()
+            self._full_at = max(MOST_RECORDS, len(self._queue) + MOST_RECORDS // 20)  # looked through now and then
 
     def put_back(self, items: Sequence[Waiting], singly: bool = False) -> None:
         """Put the items before all others; with `singly` each of them will be a batch of its own."""
@@ -91,9 +93,11 @@ class Backlog:
         return lines
 
     def _shed(self) -> None:
-        """Make room: samples go first, then the oldest events."""
+        """Make room: rows of jobs go of which there is a later one, then samples, then the oldest events."""
+        last = {item.name: id(item) for item in self._queue if isinstance(item, JobRow)}
+        passed = {id(item) for item in self._queue if isinstance(item, JobRow) and last[item.name] != id(item)}
         samples = [item for item in self._queue if isinstance(item, Sample)]
         events = [item for item in self._queue if isinstance(item, Event)]
-        doomed = {id(item) for item in [*samples, *events][: MOST_RECORDS // 10]}
-        self._queue = deque(item for item in self._queue if id(item) not in doomed)
-        self.dropped += len(doomed)
+        lost = {id(item) for item in [*samples, *events][: max(0, MOST_RECORDS // 10 - len(passed))]}
+        self._queue = deque(item for item in self._queue if id(item) not in passed | lost)
+        self.dropped += len(lost)

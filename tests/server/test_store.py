@@ -251,6 +251,18 @@ def test_waiting_records_are_bounded_and_samples_go_first(monkeypatch: pytest.Mo
     assert waiting.dropped == 121 - len(left)
 
 
+def test_of_the_rows_of_a_job_that_wait_the_last_one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "MOST_RECORDS", 100)
+    waiting = backlog.Backlog()
+    for number in range(60):
+        waiting.add(RunEnded(RUN, number))
+        waiting.add(job_row(failures=number))
+    left = waiting.drain()
+    assert len(left) <= 100 and waiting.dropped == 0
+    assert [item.ended_us for item in left if isinstance(item, RunEnded)] == list(range(60))
+    assert [item.failures for item in left if isinstance(item, JobRow)][-1] == 59
+
+
 def test_the_end_of_a_run_and_what_becomes_of_its_job_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "LINES_A_BATCH", 2)
     waiting = backlog.Backlog()
