@@ -62,20 +62,19 @@ def write(journal: str) -> None:
     Path(journal).write_text('{"seq":1,"t":1.5,"status":"said"}\n')
 
 
+async def adopt_an_exit(supervisor: Supervisor) -> None:
+    supervisor.add(DEFINITION)
+    job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
+    supervisor.adopt(Adopted("etl", job, ended(RUN), outdated=False), 99, 3)
+    reader = Reader(None, lambda _: None)
+    supervisor.read_with(reader)
+    reader.close()
+
+
 def test_an_adopted_exit_whose_journal_is_gone_counts_as_read(tmp_path: Path) -> None:
     records: list[Record] = []
     host = Host()
-
-    async def adopts() -> None:
-        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
-        supervisor.add(DEFINITION)
-        job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
-        supervisor.adopt(Adopted("etl", job, ended(RUN), outdated=False), 99, 3)
-        reader = Reader(None, lambda _: None)
-        supervisor.read_with(reader)
-        reader.close()
-
-    asyncio.run(adopts())
+    asyncio.run(adopt_an_exit(Supervisor(host, Folders(tmp_path, 1 << 20), records.append)))
     assert JournalDone(RUN) in records
     assert [record.run for record in records if isinstance(record, RunEnded)] == [RUN]
     assert host.acknowledged == [RUN]
@@ -130,15 +129,7 @@ def test_the_end_of_a_run_and_of_its_job_are_recorded_together(tmp_path: Path) -
         yield
         together.append([type(record).__name__ for record in records[before:]])
 
-    async def ends() -> None:
-        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), records.append)
-        supervisor.together = group
-        supervisor.add(DEFINITION)
-        job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
-        supervisor.adopt(Adopted("etl", job, ended(RUN), outdated=False), 0, 0)
-        reader = Reader(None, lambda _: None)
-        supervisor.read_with(reader)
-        reader.close()
-
-    asyncio.run(ends())
+    supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), records.append)
+    supervisor.together = group
+    asyncio.run(adopt_an_exit(supervisor))
     assert together[-1] == ["RunEnded", "Event", "JobRow"]
