@@ -29,8 +29,16 @@ class Channel:
         return bool(self._unsent)
 
     def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
-        """Send the frame with copies of the descriptors, now or once `flush` finds room."""
-        copies = [os.dup(fd) for fd in fds]
+        """Send the frame with copies of the descriptors, now or once `flush` finds room.
+
+        Raise OSError when no copy can be made.
+        """
+        copies: list[int] = []
+        try:
+            copies.extend(map(os.dup, fds))
+        except OSError:
+            _close(copies)
+            raise
         self._unsent.append((pack_frame(frame | {"fds": len(copies)}), copies))
         self.flush()
 

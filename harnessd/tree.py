@@ -121,8 +121,9 @@ def _mark_in_limits(pid: int) -> int:
 
 
 def _is_zombie(pid: int) -> bool:
+    """Return whether it has ended. A process whose first thread alone has ended looks so, and has others."""
     fields = stat(pid)
-    return not fields or fields[0] in "ZX"
+    return not fields or (fields[0] in "ZX" and int(fields[17]) <= 1)
 
 
 def stat(pid: int) -> list[str]:

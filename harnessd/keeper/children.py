@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from harnessd import tree
@@ -17,6 +18,7 @@ from harnessd.wire import ExitRecord, Frame, RunSpec
 _POLITE = (signal.SIGTERM, signal.SIGCONT)  # SIGCONT, since a stopped process would never see the SIGTERM
 _PROBE_S = 0.01  # how soon to look again for what is left of a run; doubling up to the next
 _PROBE_MAX_S = 0.2
+_LOOK_AGAIN_S = 1.0  # when it is not possible to look
 
 
 @dataclass(slots=True)
@@ -94,7 +96,10 @@ class Children:
     def signal(self, run: int, signals: tuple[signal.Signals, ...], *, whole_tree: bool = True) -> None:
         """Send the signals to the run's processes, or to its first alone."""
         child = self.live[run]
-        pids = set(tree.members({child.spec.mark}).get(child.spec.mark, ())) if whole_tree else set()
+        pids: set[int] = set()
+        if whole_tree:
+            with suppress(OSError):  # no descriptor is left to look with; what is left over is found later
+                pids.update(tree.members({child.spec.mark}).get(child.spec.mark, ()))
         if child.exit is None:  # not reaped yet, so the pid is its own; just forked, it may not wear the mark yet
             pids.discard(child.pid)
             _signal_first(child, signals)
@@ -111,11 +116,18 @@ class Children:
         due = [child for child in self.live.values() if child.probe_at <= now]
         if not due:
             return []
-        alive = tree.members({child.spec.mark for child in due})
-        return [child for child in due if self._settle_one(child, _alive(child, alive), now)]
+        try:
+            alive = tree.members({child.spec.mark for child in due})
+        except OSError as error:  # no descriptor is left to look with
+            say("error", "cannot look for what is left of runs", error=error)
+            for child in due:
+                child.probe_at = now + _LOOK_AGAIN_S
+            return []
+        sure = not _is_one_to_reap()
+        return [child for child in due if self._settle_one(child, _alive(child, alive), now, sure)]
 
-    def _settle_one(self, child: Child, alive: list[int], now: float) -> bool:
-        if child.exit and not alive:
+    def _settle_one(self, child: Child, alive: list[int], now: float, sure: bool) -> bool:
+        if child.exit and not alive and (sure or child.cell):
             del self.live[child.spec.run]
             if child.cell and child.cell.oom_kills():
                 child.exit = replace(child.exit, oom=True)
@@ -148,6 +160,18 @@ def _signal_first(child: Child, signals: tuple[signal.Signals, ...]) -> None:
 def _alive(child: Child, marked: dict[int, list[int]]) -> list[int]:
     pids = marked.get(child.spec.mark, [])
     return sorted({*pids, *child.cell.pids()}) if child.cell else pids
+
+
+def _is_one_to_reap() -> bool:
+    """Return whether a child of this process waits to be reaped.
+
+    A process that forks another and ends while all are looked at hides that one: it is not reaped yet, as only this
+    thread reaps.
+    """
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _record(child: Child, status: int, usage: resource.struct_rusage) -> ExitRecord:

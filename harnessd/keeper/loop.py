@@ -130,9 +130,18 @@ class Keeper:
         if self._server and self._exit_code is None:
             self._server.kill_if_due()
             if self._server.due <= time.monotonic() and not self._leaving:
-                self._attach(self._server.start())
+                self._start_server()
         if self._notifier:
             self._notifier.keep_alive()
+
+    def _start_server(self) -> None:
+        assert self._server
+        try:
+            control = self._server.start()
+        except OSError as error:  # no process, memory or descriptor is left: the jobs go on
+            say("error", "cannot start the server", error=error, next_start_s=round(self._server.ended(), 1))
+        else:
+            self._attach(control)
 
     # the signals
 
@@ -296,7 +305,11 @@ class Keeper:
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
         prepared = prepare(frame.get("id"), spec, self._cgroups)
         if self._zygote and not spec.command and not spec.python:
-            self._zygote.fork(prepared)
+            try:
+                self._zygote.fork(prepared)
+            except OSError:
+                prepared.close(self._cgroups)
+                raise
             self._watch(self._zygote.channel)
         else:
             self._prepared[spec.run] = prepared
@@ -321,7 +334,11 @@ class Keeper:
     def _started(self, prepared: Prepared, pid: int, began: Began) -> None:
         child = prepared.child(pid, began)
         self._children.add(child)
-        self._answer(prepared.request, Answer(child.to_frame(), (child.mailbox, child.pulse)))
+        try:
+            self._answer(prepared.request, Answer(child.to_frame(), (child.mailbox, child.pulse)))
+        except OSError as error:  # no descriptor is left to hand over: the server could not be told of it
+            self._children.end(child.spec.run, 0.0)
+            self._answer(prepared.request, Answer({"error": f"cannot start {child.spec.job!r}: {error}"}))
 
     def _op_preload(self, frame: Frame, fds: list[int]) -> Answer | None:
         """Have later runs forked from a process that has imported the modules; with none, from the keeper."""
@@ -457,4 +474,6 @@ def _too_late(job: str) -> SpawnFailed:
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"signal {-code}"

@@ -34,17 +34,21 @@ class ServerProcess:
         self._started = 0.0
 
     def start(self) -> socket.socket:
-        """Start a server. Return the keeper's end of the control socket."""
+        """Start a server. Return the keeper's end of the control socket. Raise OSError when the system refuses."""
+        self._started = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._execute(theirs)
-        theirs.close()
+        with theirs:
+            try:
+                self.pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if self.pid == 0:
+                self._execute(theirs)
         ours.setblocking(False)
         self.starts += 1
         self.replacing = False
         self.due = self.kill_at = math.inf
-        self._started = time.monotonic()
         return ours
 
     def _execute(self, control: socket.socket) -> None:

@@ -39,7 +39,7 @@ from harnessd.wire import RunSpec
 _HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
 _COMMAND_MAILBOX = 3  # a shell can name descriptors of one digit only
 _PR_SET_PDEATHSIG = 1
-_EXIT_CANNOT_EXECUTE = 126  # as a shell says it
+EXIT_CANNOT_EXECUTE = 126  # as a shell says it
 _EXIT_NOT_FOUND = 127
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: in a run that would touch more of its pages
 
@@ -160,8 +160,12 @@ def fork(several: Iterable[Prepared], before: Pristine) -> list[tuple[int, Began
 
 def _open_to_append(path: str, spec: RunSpec) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if spec.uid is not None:
-        os.fchown(fd, spec.uid, -1 if spec.gid is None else spec.gid)
+    try:
+        if spec.uid is not None:
+            os.fchown(fd, spec.uid, -1 if spec.gid is None else spec.gid)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -202,7 +206,7 @@ def become(spec: RunSpec, ends: Ends, before: Pristine, enter: int | None) -> No
         if journal:
             journal.error(why)
         missing = isinstance(error, FileNotFoundError) and error.filename != spec.cwd
-        os._exit(_EXIT_NOT_FOUND if missing else _EXIT_CANNOT_EXECUTE)
+        os._exit(_EXIT_NOT_FOUND if missing else EXIT_CANNOT_EXECUTE)
     conduct(spec, ends, journal, before.job)
 
 

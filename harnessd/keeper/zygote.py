@@ -22,7 +22,7 @@ from harnessd import tree
 from harnessd.channel import Channel
 from harnessd.job import pulse
 from harnessd.job.conduct import Ends
-from harnessd.keeper.spawn import Prepared, Pristine, become, die_with
+from harnessd.keeper.spawn import EXIT_CANNOT_EXECUTE, Prepared, Pristine, become, die_with
 from harnessd.wire import FrameReader, RunSpec, pack_frame
 
 _CLAIM_S = 5.0
@@ -48,13 +48,13 @@ class Zygote:
         self.channel = Channel(ours)
 
     def fork(self, prepared: Prepared) -> None:
-        """Ask for a run. It answers with the run's pid."""
+        """Ask for a run. It answers with the run's pid. Raise OSError when no descriptor is left to ask with."""
         spec, ends = prepared.spec, prepared.ends
-        self.waiting[spec.run] = prepared
         fds = [ends.mailbox, ends.pulse, ends.journal, *(fd for fd in (ends.output, ends.errors) if fd is not None)]
         if prepared.enter is not None:
             fds.append(prepared.enter)
         self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
+        self.waiting[spec.run] = prepared
 
     def void(self) -> list[Prepared]:
         """Return what was asked for and is not told of yet. What was forked of it ends at once."""
@@ -119,6 +119,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
     ends = Ends(*fds)
     middle = os.fork()
     if middle == 0:
+        code = 1
         try:
             tree.wear(spec.mark)
             run = os.fork()
@@ -126,9 +127,11 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
                 _await_claim(ends, before.keeper_pid)
                 become(spec, ends, before, enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
+            code = 0
         finally:
-            os._exit(0)
-    os.waitpid(middle, 0)
+            os._exit(code)
+    if os.waitpid(middle, 0)[1]:
+        os._exit(1)  # there is no run: the keeper, which hears of this process's end, forks it itself or says why not
     for fd in [*fds, *([] if enter is None else [enter])]:
         os.close(fd)
 
@@ -138,6 +141,8 @@ def _await_claim(ends: Ends, keeper_pid: int) -> None:
     page = pulse.attach(ends.pulse)
     deadline = time.monotonic() + _CLAIM_S
     while os.getppid() != keeper_pid or page[pulse.CLAIM] != os.getpid():
-        if page[pulse.CLAIM] == pulse.VOID or time.monotonic() > deadline:
+        if page[pulse.CLAIM] == pulse.VOID:
             os._exit(0)
+        if time.monotonic() > deadline:
+            os._exit(EXIT_CANNOT_EXECUTE)  # the keeper, if it comes to claim it yet, must not take it for a success
         time.sleep(0.0002)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from harnessd.channel import Channel
-from harnessd.errors import KeeperLost, SpawnFailed, WireError
+from harnessd.errors import HarnessError, KeeperLost, SpawnFailed, WireError
 from harnessd.job import pulse
 from harnessd.server.host import Inventory, LiveRun
 from harnessd.wire import PROTOCOL, ExitRecord, Frame, RunSpec
@@ -47,10 +47,12 @@ class Link:
         return hello
 
     async def inventory(self) -> Inventory:
-        """Return what the keeper holds."""
+        """Return what the keeper holds. Raise HarnessError when it cannot tell all of it."""
         self._inventory = found = Inventory()
-        await self._ask({"op": "list"})
+        reply, _ = await self._ask({"op": "list"})
         self._inventory = None
+        if "error" in reply:  # runs that were not told of must not be taken for lost
+            raise HarnessError(f"cannot hear from the keeper what it holds: {reply['error']}")
         ended = {record.run for record in found.exits}  # some may have while the list was told
         for run in found.live:
             if run.run in ended:
@@ -76,6 +78,10 @@ class Link:
     def store(self, name: str, fds: list[int]) -> None:
         """Have the keeper hold copies of the descriptors for the next server; none lets it drop what it holds."""
         self._tell({"op": "store", "name": name}, fds)
+
+    async def release(self, name: str) -> None:
+        """Have the keeper drop what it holds by that name, and wait until it has."""
+        await self._ask({"op": "store", "name": name})
 
     def preload(self, modules: list[str]) -> None:
         """Have later runs forked from a process that has imported these; `on_preload_failed` tells when it cannot."""

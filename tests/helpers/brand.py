@@ -42,9 +42,10 @@ class Brand:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether there is such a process and it is no zombie."""
+    """Return whether there is such a process, and it is no zombie: one has no thread but the first."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
+            fields = file.read().rpartition(b") ")[2].split()
+            return fields[0] not in b"ZX" or int(fields[17]) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False

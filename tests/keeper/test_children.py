@@ -20,6 +20,7 @@ LEFT_BEHIND = {
     "ignoring SIGTERM": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM; while :; do sleep 1; done'])",
     "daemonised": "daemonise()",
     "holding stdout": "subprocess.Popen(['sleep', '1000'], stdout=1, close_fds=False)",
+    "without its first thread": "first_thread_ends()",
     "stopped": "os.kill(subprocess.Popen(['sleep', '1000']).pid, signal.SIGSTOP)",
 }
 SLEEPING = """
@@ -30,6 +31,15 @@ class Job(Cradle):
 """
 HEAD = """
 import subprocess
+FIRST_THREAD_ENDS = '''
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+'''
+def first_thread_ends():
+    child = subprocess.Popen([sys.executable, "-c", FIRST_THREAD_ENDS])
+    while open(f"/proc/{child.pid}/stat").read().split()[2] != "Z":
+        time.sleep(0.01)
 def daemonise():
     if os.fork() == 0:
         os.setsid()

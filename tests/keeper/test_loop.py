@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -232,6 +233,29 @@ def test_a_run_that_the_zygote_was_asked_for_when_the_daemon_is_told_to_end_is_r
     assert "the daemon is ending" in frame["error"]
     assert rig.process.wait(DEADLINE_S) == 0
     assert not tree.members({spec.mark})
+
+
+def test_a_run_that_the_zygote_cannot_fork_is_refused_with_the_reason(rig: Rig) -> None:
+    rig.ask("preload", modules=["xml.dom.minidom"])
+    refused, _ = rig.ask("spawn", spec=rig.spec(WAITING).to_frame() | {"mark": 1 << 70})
+    assert "cannot start" in refused["error"]
+    rig.spawn(WAITING).until_said("up")
+
+
+def test_without_a_free_descriptor_the_keeper_goes_on(rig: Rig, tmp_path: Path) -> None:
+    run = rig.spawn(WAITING)
+    run.until_said("up")
+    limit = resource.prlimit(rig.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(rig.process.pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+    refused, _ = rig.ask("spawn", spec=rig.spec(WAITING).to_frame())
+    assert "Too many open files" in refused["error"]
+    listed, _ = rig.ask("list")
+    assert "Too many open files" in listed["error"]
+    os.kill(run.pid, signal.SIGKILL)
+    until(lambda: "cannot look for what is left" in (tmp_path / "keeper.err").read_text(), "it was looked for")
+    resource.prlimit(rig.process.pid, resource.RLIMIT_NOFILE, limit)
+    assert rig.ended(run)["signal"] == signal.SIGKILL
+    rig.spawn(WAITING).until_said("up")
 
 
 def test_death_of_the_keeper_is_the_death_of_the_runs(rig: Rig) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harnessd.server.host import LiveRun
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded
 from harnessd.server.supervisor import Folders, Supervisor
-from harnessd.states import State, Want
+from harnessd.states import ExitReason, State, Want
 from harnessd.wire import ExitRecord, RunSpec
 
 DEFINITION = Definition("etl", policy.Rules(restart="never"), 1.0, {}, lambda run: run, "d1", {"name": "etl"})
@@ -35,12 +36,14 @@ class Host:
         self.asked: asyncio.Queue[RunSpec] = asyncio.Queue()
         self.forked: asyncio.Queue[LiveRun] = asyncio.Queue()
         self.acknowledged: list[int] = []
+        self.ended: list[int] = []
 
     async def spawn(self, spec: RunSpec) -> LiveRun:
         self.asked.put_nowait(spec)
         return await self.forked.get()
 
-    def end(self, run: int, grace_s: float) -> None: ...
+    def end(self, run: int, grace_s: float) -> None:
+        self.ended.append(run)
 
     def signal(self, run: int, number: int) -> None: ...
 
@@ -107,11 +110,8 @@ def test_a_run_that_was_being_forked_when_the_server_leaves_is_left_to_the_next(
 
 @pytest.mark.parametrize("state", [State.STOPPING, State.PAUSED])
 def test_what_is_stored_of_a_run_is_not_taken_for_the_state_of_the_next_which_is_not_stored_yet(state: State) -> None:
-    page: Any = memoryview(bytearray(64)).cast("Q")
-    run = LiveRun(RUN, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", False, -1, page)
-
     def adopted(known: Loaded) -> policy.Job:
-        (found,) = plan({"etl": DEFINITION}, known, [run], [], cold=False, now=1000.0).adopted
+        (found,) = plan({"etl": DEFINITION}, known, [in_memory()], [], cold=False, now=1000.0).adopted
         return found.job
 
     jobs = (job_row(state=state, ever_up=True),)
@@ -133,3 +133,52 @@ def test_the_end_of_a_run_and_of_its_job_are_recorded_together(tmp_path: Path) -
     supervisor.together = group
     asyncio.run(adopt_an_exit(supervisor))
     assert together[-1] == ["RunEnded", "Event", "JobRow"]
+
+
+def in_memory(run: int = RUN) -> LiveRun:
+    page: Any = memoryview(bytearray(64)).cast("Q")
+    return LiveRun(run, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", False, -1, page)
+
+
+@pytest.mark.parametrize(
+    ("state", "want", "missed"),
+    [
+        (State.STOPPING, Want.DOWN, policy.StopAsked()),
+        (State.STOPPING, Want.UP, policy.RestartAsked()),
+        (State.PAUSED, Want.UP, policy.PauseAsked()),
+        (State.STARTING, Want.UP, None),
+    ],
+)
+def test_what_was_asked_of_a_job_while_its_run_was_forked_is_asked_again(
+    state: State, want: Want, missed: policy.Event | None
+) -> None:
+    row = job_row(state=state, want=want, changed_us=RUN * 1000 + 5000)
+    (found,) = plan({"etl": DEFINITION}, Loaded(jobs=(row,)), [in_memory()], [], cold=False, now=1000.0).adopted
+    assert found.missed == missed
+
+
+def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:
+    host = Host()
+
+    async def adopts() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(replace(DEFINITION, rules=policy.Rules(messages=False)))
+        job = policy.Job(Want.UP, policy.Running(0.0), proven=True)
+        supervisor.adopt(Adopted("etl", job, in_memory(), outdated=False, missed=policy.StopAsked()), 0, 0)
+        assert (entry.job.state, entry.job.want) == (State.STOPPING, Want.DOWN)
+
+    asyncio.run(adopts())
+    assert host.ended == [RUN]
+
+
+def test_the_end_of_a_run_that_was_begun_is_asked_for_again(tmp_path: Path) -> None:
+    host = Host()
+
+    async def adopts() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), lambda _: None)
+        supervisor.add(DEFINITION)
+        job = policy.Job(Want.DOWN, policy.Stopping(0.0, ExitReason.STOPPED, forced=True), proven=True)
+        supervisor.adopt(Adopted("etl", job, in_memory(), outdated=False), 0, 0)
+
+    asyncio.run(adopts())
+    assert host.ended == [RUN]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -470,3 +471,17 @@ def test_a_run_of_a_daemon_that_is_told_to_end_before_it_serves_is_in_the_histor
     daemon.wait_for(lambda: len(children(daemon.keeper_pid)) == 2, "it has a server and a run")
     assert daemon.stop() == 0
     assert daemon.rows("SELECT reason, ended_us IS NOT NULL FROM run") == [("shutdown", 1)]
+
+
+def test_a_server_that_cannot_be_started_is_tried_again_and_the_jobs_go_on(daemon: Daemon) -> None:
+    daemon.job("one", "Idle")
+    daemon.start()
+    before, server = daemon.hb("one")["pid"], daemon.server_pid()
+    limit = resource.prlimit(daemon.keeper_pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.keeper_pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+    os.kill(server, signal.SIGRTMIN + 6)
+    until(lambda: daemon.log.count("cannot start the server") > 1, "it was tried more than once")
+    assert f"signal {signal.SIGRTMIN + 6}" in daemon.log
+    resource.prlimit(daemon.keeper_pid, resource.RLIMIT_NOFILE, limit)
+    daemon.wait_for(lambda: daemon.server_pid() not in (0, server), "the next server")
+    assert daemon.hb("one")["pid"] == before

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
-from helpers.daemon import Daemon, ended, pids_of
+import pytest
+from helpers.daemon import Daemon, ended, free_port, pids_of
 from helpers.waiting import until
 
 from harnessd.states import Command
@@ -212,6 +215,26 @@ def test_settings_that_need_a_new_server_are_named(daemon: Daemon) -> None:
     daemon.tell(signal.SIGUSR2)
     daemon.wait_new_server(pid)
     assert daemon.post("/jobs/one/config", {"key": "longer than ten bytes"}).status_code == 413
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_another_address_is_listened_on_after_a_replacement_and_the_old_one_is_let_go(
+    daemon: Daemon, host: str
+) -> None:
+    daemon.start()
+    pid, old = daemon.server_pid(), daemon.port
+    if host == "127.0.0.1":
+        daemon.port = free_port()
+    settings = daemon.config / "harnessd.toml"
+    daemon.settings()
+    settings.write_text(settings.read_text().replace('host = "127.0.0.1"', f'host = "{host}"'))
+    daemon.tell(signal.SIGUSR2)
+    daemon.wait_serving()
+    daemon.wait_new_server(pid)
+    if daemon.port != old:
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", old)) == errno.ECONNREFUSED
+    assert daemon.log.count("server ended") == 0
 
 
 def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon) -> None:
