@@ -104,7 +104,7 @@ class Daemon:
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
         self._lock = _hold_lock(link, inventory, state, hello["pid"])
-        listening = [_listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
+        listening = [await _listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
         self._journals = journals
         with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
@@ -469,16 +469,18 @@ def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -
     return held
 
 
-def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
+async def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
     """Return the listening socket: the one that the keeper holds, unless the settings name another address."""
     from harnessd.web.listening import bind
 
     name = f"http {http.host} {http.port}"
     if held := inventory.stored.get(name):
         return socket.socket(fileno=held[0])
-    for other in inventory.stored:
+    for other, fds in inventory.stored.items():
         if other.startswith("http "):
-            link.store(other, [])
+            for fd in fds:
+                os.close(fd)
+            await link.release(other)
     listening = bind(http.host, http.port)
     link.store(name, [listening.fileno()])
     return listening
@@ -499,6 +501,8 @@ def _listen_locally(link: Link, inventory: Inventory, state: Path) -> list[socke
     held = inventory.stored.get(name)
     if held and path.is_socket():
         return [socket.socket(fileno=held[0])]
+    for fd in held or ():
+        os.close(fd)
     try:
         listening = bind_unix(path)
     except CannotListen as error:

@@ -25,6 +25,7 @@ class Adopted:
     job: policy.Job
     run: LiveRun | ExitRecord
     outdated: bool  # the job was changed since the run began
+    missed: policy.Event | None = None  # what was asked of it while it was being forked, and did not reach it
 
 
 @dataclass(slots=True)
@@ -67,8 +68,10 @@ def plan(
             continue
         with_run.add(run.job)
         outdated = digests.get(run.run, definition.digest) != definition.digest
-        job = _job_with_run(rows.get(run.job), run, definition, now, stored=run.run in digests)
-        result.adopted.append(Adopted(run.job, job, run, outdated))
+        row, stored = rows.get(run.job), run.run in digests
+        job = _job_with_run(row, run, definition, now, stored=stored)
+        missed = None if stored or row is None else _missed(row, run)
+        result.adopted.append(Adopted(run.job, job, run, outdated, missed))
     result.lost = [run for run in known.runs if run.id not in held]
     for name, definition in definitions.items():
         if name in with_run:
@@ -99,6 +102,15 @@ def _job_with_run(
     # not stored any more when the last server died.
     want = Want(row.want) if isinstance(life, policy.Stopping) else Want.UP
     return policy.Job(want, life, row.failures, row.restarts, row.ever_up)
+
+
+def _missed(row: JobRow, run: LiveRun | ExitRecord) -> policy.Event | None:
+    """Return the verb that the row tells of, if it came when the run had its number and was not told of yet."""
+    if row.changed_us // 1000 <= run.run:  # a run's number is its time in milliseconds
+        return None
+    if row.state == State.STOPPING:
+        return policy.StopAsked() if row.want == Want.DOWN else policy.RestartAsked()
+    return policy.PauseAsked() if row.state == State.PAUSED else None
 
 
 def _idle_job(row: JobRow | None, definition: Definition, cold: bool, now: float) -> policy.Job:

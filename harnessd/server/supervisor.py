@@ -223,8 +223,10 @@ class Supervisor:
         if unread:
             launches = any(isinstance(action, policy.Spawn) for action in step.actions)
             self._send(entry, unread, _packet(entry, unread), to_next=launches)
-        self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": unread is not None})
-        self._take(entry, step, verb)
+        with self.together():
+            queued = unread is not None
+            self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": queued})
+            self._take(entry, step, verb)
         return Receipt(number, entry.name, verb, entry.job.state, unread is not None), unread
 
     async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
@@ -233,9 +235,10 @@ class Supervisor:
             raise BadData(
                 f"cannot configure {entry.name!r}: an object is wanted, as in {{'key': value}}", job=entry.name
             )
-        told = self._command(entry, policy.ConfigAsked(), data, actor)
-        entry.overrides = merged(entry.overrides, data)
-        self._put_job(entry)
+        with self.together():
+            told = self._command(entry, policy.ConfigAsked(), data, actor)
+            entry.overrides = merged(entry.overrides, data)
+            self._put_job(entry)
         return await self._finished(entry, *told, wait_s)
 
     async def clear_config(self, entry: Entry, *, actor: str = "") -> None:
@@ -254,7 +257,8 @@ class Supervisor:
         if step.refused:
             raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         ended = entry.gone()
-        self._take(entry, step, "kill")
+        with self.together():
+            self._take(entry, step, "kill")
         if not wait:
             return None
         if entry.live or entry.spawning:
@@ -469,8 +473,18 @@ class Supervisor:
         else:
             self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
             self._on_exit(adopted.run)
+        if (
+            isinstance(entry.job.life, policy.Stopping)
+            and entry.job.life.forced
+            and entry.live
+            and not entry.live.ended
+        ):
+            self._host.end(entry.live.run, entry.definition.kill_grace_s)  # that was asked for may not have got through
         if adopted.outdated:
             self.apply(entry, policy.SpecChanged(), "changed while no server was there")
+        if adopted.missed and isinstance(adopted.run, LiveRun):
+            with suppress(Refused):
+                self._command(entry, adopted.missed, None, "")
         self._arm(entry)
 
     def _as_live(self, record: ExitRecord) -> LiveRun:
