@@ -137,8 +137,14 @@ class Client:
                 sent["Authorization"] = f"Bearer {address.token}"
             connection.request(method, target, body.encode() if body is not None else None, sent)
             return connection.getresponse()
+        except UnicodeEncodeError:
+            raise Failure(Code.USAGE, "cannot send what was said: it is not UTF-8") from None
         finally:
             connection.close()  # the answer has the socket for itself
+
+    def locate(self) -> None:
+        """Find out where the daemon is, before several threads ask. Raises Failure."""
+        self._connect()[0].close()
 
     def _connect(self) -> tuple[http.client.HTTPConnection, Address]:
         """Return a connection to the first address at which somebody listens. Raises Failure."""
@@ -202,7 +208,10 @@ def _why(address: Address, error: Exception) -> str:
 
 def quoted(name: str) -> str:
     """Return a job's name as it stands in a path."""
-    return quote(name, safe="")
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise Failure(Code.NO_SUCH_JOB, f"no job is named {name!r}: that is not UTF-8") from None
 
 
 def reach(context: typer.Context) -> Client:

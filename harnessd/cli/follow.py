@@ -54,7 +54,7 @@ def logs(
             _follow_log(client, name, query)
         else:
             with client.stream(_log_path(name), query, timeout_s=ANSWER_S) as response:
-                _copy(response)
+                copy_whole(response)
 
 
 def _log_path(name: str) -> str:
@@ -70,6 +70,17 @@ def _copy(response: http.client.HTTPResponse) -> int:
     return count
 
 
+def copy_whole(response: http.client.HTTPResponse) -> None:
+    """Print the answer. Raises Failure when it breaks off."""
+    try:
+        while piece := response.read1(_PIECE_BYTES):
+            render.as_it_is(piece)
+    except BROKEN as error:
+        raise Failure(Code.UNREACHABLE, f"the answer broke off: {error}") from None
+    if response.length:  # of what was announced, so much did not come
+        raise Failure(Code.UNREACHABLE, "the answer broke off")
+
+
 def _next_piece(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_PIECE_BYTES)
@@ -83,9 +94,11 @@ def _follow_log(client: Client, name: str, query: dict[str, Any]) -> None:
         with client.stream(_log_path(name), query | {"follow": 1}) as response:
             start = int(response.headers["x-log-start"])
             offset = start + _copy(response)
-        if query["run"] is not None and client.ask("GET", f"/jobs/{quoted(name)}/hb").data.get("run") != query["run"]:
-            return
         query = query | {"tail": None, "since_offset": offset}
+        if query["run"] is not None and client.ask("GET", f"/jobs/{quoted(name)}/hb").data.get("run") != query["run"]:
+            with client.stream(_log_path(name), query, timeout_s=ANSWER_S) as response:
+                copy_whole(response)  # it may have ended after the stream had broken off
+            return
         time.sleep(_AGAIN_S)
 
 

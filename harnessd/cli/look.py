@@ -116,7 +116,9 @@ def status(
     if as_json:
         _print(answers)
     else:
-        typer.echo("\n".join(_status(body) for _, body in _bodies(answers)))
+        typer.echo(
+            "\n".join(_status(body) if code == 200 else f"{body['detail']}\n" for code, body in _bodies(answers))
+        )
     _leave(code_of(status) for status, _ in _bodies(answers))
 
 

@@ -103,10 +103,7 @@ def events(
         raise Failure(Code.USAGE, "cannot use --follow beside the options of a page: it takes --kind and --cursor")
     from harnessd.cli.follow import follow_events
 
-    chosen = choose(client, names, tag, every=not names and tag is None)
-    jobs = (
-        [job["name"] for job in client.get("/jobs", {"tag": tag}).data["jobs"]] if tag and not names else chosen.names
-    )
+    jobs = choose(client, names or ["*"], tag).names if names or tag is not None else ()
     follow_events(client, jobs, kind, cursor, as_json)
 
 
@@ -166,9 +163,10 @@ def _paths(client: Client, what: str, names: Sequence[str] | None, tag: str | No
 
 
 def _copy(client: Client, path: str, query: dict[str, Any]) -> None:
+    from harnessd.cli.follow import copy_whole
+
     with client.stream(path, query, timeout_s=ANSWER_S) as response:
-        while piece := response.read(1 << 16):
-            render.as_it_is(piece)
+        copy_whole(response)
 
 
 # rows

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -252,11 +252,34 @@ def _answers(client: Client, asked: Asked) -> list[Answer]:
     paths = asked.chosen.paths(asked.verb)
     if len(paths) == 1:
         return [ask(paths[0])]
-    from concurrent.futures import ThreadPoolExecutor
+    client.locate()
+    return _at_once(ask, paths)
 
-    first = ask(paths[0])  # finds out where the daemon is
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return [first, *threads.map(ask, paths[1:])]
+
+def _at_once(ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
+    """Return the answers, several at a time. Threads that still wait for one do not outlive the program."""
+    import threading
+
+    found: dict[int, Answer | BaseException] = {}
+    left = iter(enumerate(paths))
+
+    def work() -> None:
+        for number, path in left:
+            try:
+                found[number] = ask(path)
+            except BaseException as error:  # whoever waits for it has it
+                found[number] = error
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in paths[:_AT_ONCE]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers = [found[number] for number in range(len(paths))]
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return cast("list[Answer]", answers)
 
 
 def _results(answer: Answer) -> list[Result]:

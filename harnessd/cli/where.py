@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,12 @@ def addresses(given: Given, environ: Mapping[str, str]) -> list[Address]:
     """Return where to look for the daemon, one after the other. Raises Failure when what was given cannot be used."""
     said = _first(given, environ)
     if said.url:
-        return [Address(url=said.url, token=environ.get("HARNESSD_TOKEN"))]
+        token = environ.get("HARNESSD_TOKEN")
+        if token and not re.fullmatch("[!-~]+", token):  # as read from a file with its end of line
+            raise Failure(
+                Code.USAGE, "cannot use HARNESSD_TOKEN: a space, an end of line or another such character is in it"
+            )
+        return [Address(url=said.url, token=token)]
     if said.socket:
         return [Address(said.socket)]
     if said.config:

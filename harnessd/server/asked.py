@@ -150,9 +150,14 @@ def _limit(text: str | None, usual: int | None) -> int | None:
 
 def _number(values: dict[str, str], name: str) -> int | None:
     text = values.get(name)
-    if text is not None and (not (text.isascii() and text.isdecimal()) or int(text[:30]) > MOST_NUMBER):
+    if text is not None and not is_number(text, MOST_NUMBER):
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes a number, as in the rows' {name!r}")
     return None if text is None else int(text)
+
+
+def is_number(text: str, most: int) -> bool:
+    """Return whether the text is a whole number up to `most`; of digits without end, not even leading zeros count."""
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and int(text) <= most
 
 
 def _one_of(values: dict[str, str], name: str, choices: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from pathlib import Path
 from ssl import SSLContext
 from typing import Annotated, Any, Literal, Self
@@ -169,6 +170,17 @@ def _check_host(host: str) -> str:
     return host
 
 
+def _check_allowed(name: str) -> str:
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|[\w-]+(?:\.[\w-]+)*\.?)(?::([0-9]{0,5}))?", name, re.ASCII)
+    try:
+        if found is None or len(name) > 262 or (found[1] and not IPv6Address(found[1])):
+            raise ValueError
+    except ValueError:
+        example = 'must be as in a Host header, such as "box", "box:2222" or "[::1]"'
+        raise ValueError(f"{example}, not {shown(name)}") from None
+    return name
+
+
 def _check_json(table: dict[str, Any]) -> dict[str, Any]:
     _check_json_value(table, "", MAX_CONFIG_DEPTH)
     return table
@@ -257,7 +269,7 @@ class Http(Table):
         default="127.0.0.1", description="address to listen on; 0.0.0.0 and :: mean every interface"
     )
     port: int = Field(default=2222, ge=0, le=65535, description="TCP port; 0 takes a free one")
-    allowed_hosts: list[Annotated[str, AfterValidator(_check_host)]] = Field(
+    allowed_hosts: list[Annotated[str, AfterValidator(_check_allowed)]] = Field(
         default=[],
         strict=False,
         description="names besides localhost and addresses that a request may give as its Host",

@@ -470,16 +470,11 @@ class Supervisor:
         if isinstance(adopted.run, LiveRun):
             self.attach(entry, adopted.run, offset=offset, lines=lines)
             self._note(entry, "adopted", None, {"pid": adopted.run.pid})
+            if isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced and not adopted.run.ending:
+                self._host.end(adopted.run.run, entry.definition.kill_grace_s)  # the keeper was not told before
         else:
             self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
             self._on_exit(adopted.run)
-        if (
-            isinstance(entry.job.life, policy.Stopping)
-            and entry.job.life.forced
-            and entry.live
-            and not entry.live.ended
-        ):
-            self._host.end(entry.live.run, entry.definition.kill_grace_s)  # that was asked for may not have got through
         if adopted.outdated:
             self.apply(entry, policy.SpecChanged(), "changed while no server was there")
         if adopted.missed and isinstance(adopted.run, LiveRun):

@@ -20,6 +20,7 @@ from harnessd.web.operations import OBJECT, Operation
 from harnessd.web.problem import problem
 
 ALL = "all"  # in place of a name: every job
+_MOST_ROWS = 20_000  # that are asked for at once, of all jobs together: putting them together holds up all else
 
 
 async def jobs(call: Call) -> Response:
@@ -35,6 +36,10 @@ async def each(call: Call, handler: Callable[[Call], Awaitable[Response]], opera
     """What the handler answers for every job, or for those with `?tag=`; one result a job, with its own status."""
     await _check(call, operation)
     entries = _chosen(call)
+    limit = call.parameter("limit")
+    if limit and int(limit) * len(entries) > _MOST_ROWS:
+        most = max(1, _MOST_ROWS // len(entries))
+        raise BadRequest(f"cannot use limit={limit} for {len(entries)} jobs at once: {most} at most")
     responses = await asyncio.gather(*(_answered(call.of(entry), handler) for entry in entries))
     results: list[Result] = [
         {"job": entry.name, "status_code": response.status_code, "body": json.loads(bytes(response.body))}

@@ -172,7 +172,7 @@ async def _follow(call: Call, job: str | None) -> Response:
 def _id(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text[:30]) <= _MOST_ID):
+    if not asked.is_number(text, _MOST_ID):
         raise BadRequest(f"cannot follow from {text[:60]!r}: it takes the id of an event")
     return int(text)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from harnessd.errors import BadRequest, NoSuchRun, Unavailable, WrongState
+from harnessd.server.asked import is_number
 from harnessd.server.cursor import CHUNK_BYTES, Cursor, tail
 from harnessd.server.entry import Entry
 from harnessd.server.logs import Logs, Runs
@@ -76,7 +77,7 @@ def _number(call: Call, name: str) -> int | None:
     text = call.parameter(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text[:30]) <= _MOST):
+    if not is_number(text, _MOST):
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes a whole number")
     return int(text)
 

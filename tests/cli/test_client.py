@@ -158,3 +158,16 @@ def test_a_verb_that_breaks_off_is_not_sent_again(alone: Command) -> None:
     assert ran.returncode == 4
     assert "may have been done all the same" in ran.stderr
     assert len(asked) == 1
+
+
+def test_what_cannot_be_sent_is_said_and_no_secret_is_shown(harnessd: Command, daemon: Daemon) -> None:
+    assert harnessd("hb", "\udcff").returncode == 3
+    assert harnessd("hb", "--tag", "\udcff").returncode == 2
+    url = f"http://127.0.0.1:{daemon.port}"
+    refused = harnessd("--url", url, "hb", HARNESSD_TOKEN="hd_secret\r")
+    assert refused.returncode == 2
+    assert "HARNESSD_TOKEN" in refused.stderr and "hd_secret" not in refused.stderr
+
+
+def test_to_follow_the_jobs_of_a_tag_that_none_has_is_to_follow_none(harnessd: Command) -> None:
+    assert harnessd("events", "-f", "--tag", "typo").returncode == 3

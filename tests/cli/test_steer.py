@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.command import Command
+from helpers.command import Command, Going
 from helpers.daemon import Daemon
 
 
@@ -158,4 +159,19 @@ def test_a_job_with_a_strange_name_is_no_other_route(harnessd: Command) -> None:
 
 def _forget(daemon: Daemon, name: str) -> None:
     Path(daemon.config, "jobs", f"{name}.json").unlink()
+    daemon.reload()
+
+
+def test_one_of_several_that_takes_its_time_holds_up_no_other_and_an_interrupt_ends_the_wait(
+    daemon: Daemon, harnessd: Command, going: Callable[..., Going]
+) -> None:
+    daemon.job("a-deaf", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], kill_grace=1000)
+    daemon.reload()
+    daemon.wait_all("running", ["a-deaf"])
+    killing = going("kill", "a-deaf", "feed-a")
+    daemon.wait_for(lambda: daemon.hb("feed-a")["pid"] is None, "the other has ended")
+    assert killing.process.poll() is None
+    assert killing.interrupt() == 130
+    (daemon.config / "jobs" / "a-deaf.json").unlink()
+    harnessd("kill", "a-deaf", "--grace", "0")
     daemon.reload()

@@ -117,6 +117,13 @@ def test_a_size_is_a_number_or_a_number_with_a_unit(size: int | str, size_bytes:
             """http.host (line 2): must be an address or a host name, such as "127.0.0.1" or "0.0.0.0", not ''""",
         ),
         ("[http]\nallowed_hosts = 'x'", "http.allowed_hosts (line 2): must be a list, not 'x'"),
+        (
+            "[http]\nallowed_hosts = ['::1']",
+            (
+                "http.allowed_hosts[0] (line 2): must be as in a Host header, such as"
+                """ "box", "box:2222" or "[::1]", not '::1'"""
+            ),
+        ),
         ("[http]\ntoken = 12345", "http.token (line 2): must be a string"),
         ("[http]\ntoken = ''", "http.token (line 2): must be of visible ASCII characters without spaces"),
         ("journal = 'dsk'", "journal (line 1): must be 'memory' or 'disk', not 'dsk'; did you mean 'disk'?"),

@@ -157,6 +157,9 @@ def test_a_bad_value_is_a_bad_request_that_says_what_was_wrong(store: Store) -> 
     for path in ("/jobs/feed/history?job=etl", "/jobs/feed/runs?job=etl", "/events?follow=yes", "/history?every=1m"):
         refused(get(store, path), 400, "bad-request")
     refused(get(store, "/jobs/feed/status?at=then"), 400, "bad-request")
+    for number in ("0" * 30 + "9" * 25, "0" * 5000):
+        refused(get(store, f"/jobs/feed/history?run={number}"), 400, "bad-request")
+    assert "at once" in refused(get(store, "/jobs/all/metrics?limit=10000"), 400, "bad-request")
 
 
 def test_a_head_has_the_type_and_no_rows(store: Store) -> None:
