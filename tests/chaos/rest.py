@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from chaos.daemon_oracle import IDLE_FDS, left_behind
@@ -18,6 +19,10 @@ from chaos.witness import now
 _DEADLINE_S = 40.0
 _IDLE_S = 1.5
 _LIVE = ("starting", "running", "paused", "stopping")
+
+
+def _has_ended(job: dict[str, Any], since: datetime) -> bool:
+    return bool(job["last_exit"]) and datetime.fromisoformat(job["last_exit"]["at"]) > since
 
 
 class Rest:
@@ -47,12 +52,12 @@ class Rest:
         return bool(stored.get("ok") and not stored["queue"] and not stored["lines_waiting"])
 
     def _all_come_up(self) -> None:
-        """A run that was started since, or one that lives, shows that a job is not stuck."""
-        since = now()
+        """A run that was started since, or one that lives or has lived since, shows that a job is not stuck."""
+        since, wall = now(), datetime.now(UTC)
         self._ask("/jobs/all/start", "POST")
 
         def missing() -> list[str]:
-            names = [name for name, job in self._jobs().items() if not job["pid"]]
+            names = [name for name, job in self._jobs().items() if not job["pid"] and not _has_ended(job, wall)]
             return [name for name in names if not self._has_started(name, since)]
 
         if not until(lambda: len(self._jobs()) == len(self._ground.fleet.names) and not missing(), _DEADLINE_S):
