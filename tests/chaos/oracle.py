@@ -166,7 +166,9 @@ def _commands(story: Story, job: str, facts: list[Fact], runs: dict[int, Run], v
     for _, number, event in read:
         if number not in commands:
             at = sent.get(number, event.at)
-            if story.server_died(at, at + _CLOSE_S) or story.storage_failed(at, at):
+            soon = at + _CLOSE_S
+            by = story.stored_by(soon) if story.storage_failed(at, soon) else soon
+            if story.server_died(at, by):
                 verdict.excused["commands that a server sent and could not store before its death"] += 1
             else:
                 verdict.wrong(f"read and never sent: {job}, command {number} at {event.at:.3f}")
