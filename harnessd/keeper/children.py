@@ -18,6 +18,7 @@ from harnessd.wire import ExitRecord, Frame, RunSpec
 _POLITE = (signal.SIGTERM, signal.SIGCONT)  # SIGCONT, since a stopped process would never see the SIGTERM
 _PROBE_S = 0.01  # how soon to look again for what is left of a run; doubling up to the next
 _PROBE_MAX_S = 0.2
+_REAP_S = 0.001  # until those are reaped that have ended
 _LOOK_AGAIN_S = 1.0  # when it is not possible to look
 
 
@@ -127,7 +128,10 @@ class Children:
         return [child for child in due if self._settle_one(child, _alive(child, alive), now, sure)]
 
     def _settle_one(self, child: Child, alive: list[int], now: float, sure: bool) -> bool:
-        if child.exit and not alive and (sure or child.cell):
+        if child.exit and not alive and not sure and not child.cell:
+            child.probe_at = now + _REAP_S
+            return False
+        if child.exit and not alive:
             del self.live[child.spec.run]
             if child.cell and child.cell.oom_kills():
                 child.exit = replace(child.exit, oom=True)
