@@ -36,7 +36,7 @@ async def each(call: Call, handler: Callable[[Call], Awaitable[Response]], opera
     """What the handler answers for every job, or for those with `?tag=`; one result a job, with its own status."""
     await _check(call, operation)
     entries = _chosen(call)
-    limit = call.parameter("limit")
+    limit = call.parameter("limit") if any(each.name == "limit" for each in operation.parameters) else None
     if limit and int(limit) * len(entries) > _MOST_ROWS:
         most = max(1, _MOST_ROWS // len(entries))
         raise BadRequest(f"cannot use limit={limit} for {len(entries)} jobs at once: {most} at most")

@@ -159,6 +159,7 @@ def test_a_bad_value_is_a_bad_request_that_says_what_was_wrong(store: Store) -> 
     refused(get(store, "/jobs/feed/status?at=then"), 400, "bad-request")
     for number in ("0" * 30 + "9" * 25, "0" * 5000):
         refused(get(store, f"/jobs/feed/history?run={number}"), 400, "bad-request")
+    assert get(store, "/jobs/all/hb?limit=abc").status_code == 207, "it is no parameter of that route"
     assert "at once" in refused(get(store, "/jobs/all/metrics?limit=10000"), 400, "bad-request")
 
 
