@@ -212,13 +212,13 @@ class Daemon:
 
     def _open_store(self, state: Path, known: Known | None = None) -> Store:
         """Open the store, of which this is known if it was read before."""
+        from harnessd.server.archive import when_seen
         from harnessd.server.store import Store
 
         if self._store is None:
             self._store = Store.open(self._settings.database or state / "harnessd.db")
             if (known or self._store.load()).error:
-                loop = asyncio.get_running_loop()
-                self._store.unseen(lambda jobs: loop.call_soon_threadsafe(self._supervisor.learn, jobs))
+                when_seen(self._store, self._supervisor.learn)
             with self._store.together():
                 for record in self._early:
                     self._store.put(record)

@@ -265,9 +265,6 @@ async def _serve(
         supervisor.read_with(reader)
         definition = from_script(settings.name or _name_of(job), settings, args)
         entry = supervisor.add(definition, archive.overrides(definition.name) if archive else None)
-        if archive and archive.known.error:
-            loop = asyncio.get_running_loop()
-            archive.store.unseen(lambda jobs: loop.call_soon_threadsafe(supervisor.learn, jobs))
         health = _health(entry, hello["pid"], archive)
         past = _past(archive, supervisor, settings.state_dir)
         context = Context(supervisor, health, http.max_body_bytes, tally=tally, **past)
@@ -375,7 +372,7 @@ def _past(archive: ScriptArchive | None, supervisor: Supervisor, state_dir: Path
         return {}
     from functools import partial
 
-    from harnessd.server.archive import when_stored
+    from harnessd.server.archive import when_seen, when_stored
     from harnessd.server.history import History
     from harnessd.server.tokens import TokenReader
     from harnessd.web.follow import Followers
@@ -385,6 +382,8 @@ def _past(archive: ScriptArchive | None, supervisor: Supervisor, state_dir: Path
     archive.store.on_committed = followers.committed
     supervisor.when_stored = partial(when_stored, archive.store)
     supervisor.together = archive.store.together
+    if archive.known.error:
+        when_seen(archive.store, supervisor.learn)
     found = {"history": history, "followers": followers, "storage_error": lambda: archive.store.error}
     return found | {"commit_times": archive.store.commit_times, "tokens": TokenReader(state_dir)}
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -258,28 +258,22 @@ def _answers(client: Client, asked: Asked) -> list[Answer]:
 
 def _at_once(ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
     """Return the answers, several at a time. Threads that still wait for one do not outlive the program."""
-    import threading
+    from concurrent.futures import Future
+    from threading import Thread
 
-    found: dict[int, Answer | BaseException] = {}
-    left = iter(enumerate(paths))
+    answers: list[Future[Answer]] = [Future() for _ in paths]
+    left = iter(zip(answers, paths, strict=True))
 
     def work() -> None:
-        for number, path in left:
+        for answer, path in left:
             try:
-                found[number] = ask(path)
-            except BaseException as error:  # whoever waits for it has it
-                found[number] = error
+                answer.set_result(ask(path))
+            except Exception as error:  # the future takes it to whoever waits
+                answer.set_exception(error)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in paths[:_AT_ONCE]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    answers = [found[number] for number in range(len(paths))]
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return cast("list[Answer]", answers)
+    for _ in paths[:_AT_ONCE]:
+        Thread(target=work, daemon=True).start()
+    return [answer.result() for answer in answers]
 
 
 def _results(answer: Answer) -> list[Result]:

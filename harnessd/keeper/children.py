@@ -128,10 +128,10 @@ class Children:
         return [child for child in due if self._settle_one(child, _alive(child, alive), now, sure)]
 
     def _settle_one(self, child: Child, alive: list[int], now: float, sure: bool) -> bool:
-        if child.exit and not alive and not sure and not child.cell:
-            child.probe_at = now + _REAP_S
-            return False
         if child.exit and not alive:
+            if not (sure or child.cell):
+                child.probe_at = now + _REAP_S
+                return False
             del self.live[child.spec.run]
             if child.cell and child.cell.oom_kills():
                 child.exit = replace(child.exit, oom=True)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from harnessd.errors import StoreError
 from harnessd.server import places
-from harnessd.server.records import JournalDone, Keep
+from harnessd.server.records import JobRow, JournalDone, Keep
 from harnessd.server.store import Store
 
 _SETTLE_S = 5.0
@@ -30,6 +30,17 @@ def when_stored(store: Store, then: Callable[[], None]) -> None:
                 loop.call_soon_threadsafe(then)
 
     store.flush().add_done_callback(on_flushed)
+
+
+def when_seen(store: Store, then: Callable[[Sequence[JobRow]], None]) -> None:
+    """Call it in the event loop with the rows of jobs that could not be read, once they can be; see `Store.unseen`."""
+    loop = asyncio.get_running_loop()
+
+    def on_seen(jobs: Sequence[JobRow]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(then, jobs)
+
+    store.unseen(on_seen)
 
 
 class ScriptArchive:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from ipaddress import IPv6Address
 from pathlib import Path
 from ssl import SSLContext
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +27,7 @@ from pydantic import (
 )
 
 from harnessd.errors import BadRequest, ConfigError
+from harnessd.server.authority import parse_authority
 from harnessd.server.certificate import Pem, expiry_warning, read, tls_context
 from harnessd.server.nearest import MAX_INT_BITS, printable, problem_lines, shown
 from harnessd.server.notices import TROUBLES, NoticeKind
@@ -171,13 +171,8 @@ def _check_host(host: str) -> str:
 
 
 def _check_allowed(name: str) -> str:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|[\w-]+(?:\.[\w-]+)*\.?)(?::([0-9]{0,5}))?", name, re.ASCII)
-    try:
-        if found is None or len(name) > 262 or (found[1] and not IPv6Address(found[1])):
-            raise ValueError
-    except ValueError:
-        example = 'must be as in a Host header, such as "box", "box:2222" or "[::1]"'
-        raise ValueError(f"{example}, not {shown(name)}") from None
+    if parse_authority(name, "") is None:
+        raise ValueError(f'must be as in a Host header, such as "box", "box:2222" or "[::1]", not {shown(name)}')
     return name
 
 

@@ -257,8 +257,7 @@ class Supervisor:
         if step.refused:
             raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         ended = entry.gone()
-        with self.together():
-            self._take(entry, step, "kill")
+        self._take(entry, step, "kill")
         if not wait:
             return None
         if entry.live or entry.spawning:
@@ -313,18 +312,18 @@ class Supervisor:
 
     def apply(self, entry: Entry, event: policy.Event, why: str) -> None:
         """Let a fact change the job."""
-        with self.together():
-            self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
+        self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
 
     def _take(self, entry: Entry, step: policy.Step, why: str) -> None:
         before, entry.job = entry.job, step.job
-        if before.state != step.job.state:
-            data = {"from": before.state, "to": step.job.state, "want": step.job.want, "why": why}
-            self._note(entry, "state", None, data)
-            told = {"job": entry.name, "state": step.job.state, "before": before.state, "why": why}
-            _log.info("state", extra=told)
-        if before != step.job:
-            self._put_job(entry)
+        with self.together():
+            if before.state != step.job.state:
+                data = {"from": before.state, "to": step.job.state, "want": step.job.want, "why": why}
+                self._note(entry, "state", None, data)
+                told = {"job": entry.name, "state": step.job.state, "before": before.state, "why": why}
+                _log.info("state", extra=told)
+            if before != step.job:
+                self._put_job(entry)
         for action in step.actions:
             self._act(entry, action)
         self._arm(entry)

@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harnessd.errors import BadRequest, ConfigError, Forbidden, NoSuchRoute, Refused, Unauthorized
+from harnessd.server.authority import DEFAULT_PORT, Authority, parse_authority
 from harnessd.server.tokens import Grant, Role, TokenReader, matches
 from harnessd.web.peercred import Credentials
 from harnessd.web.problem import response_for
@@ -41,12 +42,10 @@ from harnessd.web.refusals import Slowdown
 
 SINGLE = frozenset((b"host", b"origin", b"sec-fetch-site", b"authorization", b"user-agent"))
 OWN_SITE = (None, b"same-origin", b"none")
-DEFAULT_PORT = {"http": 80, "https": 443}
 POLICY_VIOLATION = 1008  # RFC 6455 7.4.1
 
 _PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+")
 _NO_PATH = re.compile(rb"[^!-~]|%(?![0-9A-Fa-f]{2})|^[^/]|^\Z")
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.?)(?::([0-9]{0,5}))?")
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,6 @@ class GuardPolicy:
     max_query_bytes: int = 8 * 1024
     max_headers: int = 100
     max_headers_bytes: int = 32 * 1024
-
-
-class Authority(NamedTuple):
-    """A host and port in the one spelling in which two of them can be compared."""
-
-    host: str
-    port: int | None
-    literal: bool
 
 
 class Visitor(NamedTuple):
@@ -271,20 +262,6 @@ def is_loopback(address: str) -> bool:
     except ValueError:
         return False
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
-
-
-@lru_cache(maxsize=1024)
-def parse_authority(text: str, scheme: str) -> Authority | None:
-    """`host[:port]` of a Host header or an origin, or None. The port is the scheme's own if there is none."""
-    found = _AUTHORITY.fullmatch(text)
-    if found is None or len(text) > 262:  # a DNS name has at most 255 bytes
-        return None
-    port = int(found[3]) if found[3] else DEFAULT_PORT.get(scheme)
-    try:
-        literal = str(IPv6Address(found[1])) if found[1] else str(IPv4Address(found[2]))
-    except ValueError:
-        return None if found[1] else Authority(found[2].lower(), port, literal=False)
-    return Authority(literal, port, literal=True)
 
 
 def _check_path(path: bytes) -> None:

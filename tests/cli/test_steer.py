@@ -172,6 +172,5 @@ def test_one_of_several_that_takes_its_time_holds_up_no_other_and_an_interrupt_e
     daemon.wait_for(lambda: daemon.hb("feed-a")["pid"] is None, "the other has ended")
     assert killing.process.poll() is None
     assert killing.interrupt() == 130
-    (daemon.config / "jobs" / "a-deaf.json").unlink()
     harnessd("kill", "a-deaf", "--grace", "0")
-    daemon.reload()
+    _forget(daemon, "a-deaf")
