@@ -36,6 +36,9 @@ from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
 _FORKED_AT_ONCE = 32  # runs; their descriptors are all open here until then
+_FDS_OF_RUN = 3  # mailbox, page and journal, all open in the server
+_FDS_OF_SERVER = 48  # database, sockets, what it reads meanwhile
+_RUNS_SHARE = 0.75  # of all descriptors; the others are for connections
 _RECORD_S = 5.0  # how long the keeper waits at its end for the server to store the last exits
 
 
@@ -303,6 +306,8 @@ class Keeper:
             raise _too_late(spec.job)
         if any(spec.run in runs for runs in (self._children.live, self._children.exits, self._prepared)):
             raise SpawnFailed(f"cannot start {spec.job!r}: there is a run {spec.run} already")
+        if self._server:
+            self._require_descriptors(spec.job)
         prepared = prepare(frame.get("id"), spec, self._cgroups)
         if self._zygote and not spec.command and not spec.python:
             try:
@@ -314,6 +319,17 @@ class Keeper:
         else:
             self._prepared[spec.run] = prepared
         return None  # it is answered when it is a process
+
+    def _require_descriptors(self, job: str) -> None:
+        """Raise SpawnFailed for a run that would leave the server too few to answer with, or to take over all runs."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = int(limit * _RUNS_SHARE - _FDS_OF_SERVER) // _FDS_OF_RUN
+        runs = len(self._children.live) + len(self._prepared) + (len(self._zygote.waiting) if self._zygote else 0)
+        if runs >= most:
+            raise SpawnFailed(
+                f"cannot start {job!r}: there are {runs} runs, and {limit} file descriptors are enough for "
+                f"{max(0, most)}; raise the limit that the daemon starts with (ulimit -Hn, LimitNOFILE=)"
+            )
 
     def _fork_prepared(self) -> None:
         if not self._prepared:

@@ -51,7 +51,7 @@ class _Uvicorn(uvicorn.Server):
         handshake_s = self._http.header_seconds
         if local:
             return Door(listening, room, make, handshake_s=handshake_s)
-        spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4  # for runs, files and the Unix socket
+        spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8  # for runs, files and the Unix socket
         return Door(listening, room, make, handshake_s=handshake_s, tls=self._tls, spare_fds=spare)
 
     def renew_tls(self, tls: ssl.SSLContext | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from helpers.daemon import Daemon
+from helpers.daemon import COMMAND, Daemon
 
 GET = b"GET /jobs/job/hb HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ROOM_BYTES = 64 << 20  # far less than what is sent
@@ -157,3 +158,18 @@ def test_a_full_house_answers_its_owner_and_tells_others(daemon: Daemon) -> None
             local.sendall(GET)
             assert local.recv(12) == b"HTTP/1.1 200"
     daemon.wait_for(lambda: daemon.get("/jobs/job/hb").status_code == 200, "there is room again")
+
+
+def test_jobs_for_which_descriptors_do_not_suffice_are_refused_and_the_api_answers(daemon: Daemon) -> None:
+    for number in range(8):
+        daemon.job(f"job-{number}", "Idle", backoff={"first_s": 0.1, "max_s": 0.1}, max_failures=1000)
+    daemon.start(["prlimit", "--nofile=90:90", *COMMAND])  # 19 for runs, three each
+    daemon.wait_for(lambda: len(daemon.jobs(state="running")) == 6, "as many as can be run")
+    refused = next(iter(daemon.jobs(state="backoff")))
+    assert "there are 6 runs, and 90 file descriptors are enough for 6; raise the limit" in daemon.log
+    assert "file descriptors" in daemon.get(f"/jobs/{refused}").json()["last_exit"]["error"]
+    os.kill(daemon.server_pid(), signal.SIGKILL)
+    daemon.wait_for(lambda: len(daemon.jobs(state="running")) == 6, "the next server has room for them")
+    killed = next(iter(daemon.jobs(state="running")))
+    daemon.post(f"/jobs/{killed}/kill")
+    daemon.wait_for(lambda: len(set(daemon.jobs(state="running")) - {killed}) == 6, "another has its place")
