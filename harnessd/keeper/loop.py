@@ -57,6 +57,7 @@ class Keeper:
     ) -> None:
         self._children = Children()
         self._prepared: dict[int, Prepared] = {}  # to be forked together, by their runs
+        self._ends: dict[int, float] = {}  # graces of runs that are to be ended as soon as they are processes
         self._stored: dict[str, list[int]] = {}
         self._server = server
         self._ending = False  # no run is started any more
@@ -177,6 +178,7 @@ class Keeper:
         if self._zygote:
             for prepared in self._zygote.void():  # the next server does not know of them, and starts the jobs anew
                 prepared.close(self._cgroups)
+        self._ends.clear()
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
         if not (self._server.ready or expected or self._ending):  # nor will the next one be ready
@@ -345,6 +347,7 @@ class Keeper:
 
     def _refuse(self, prepared: Prepared, why: SpawnFailed) -> None:
         prepared.close(self._cgroups)
+        self._ends.pop(prepared.spec.run, None)
         self._answer(prepared.request, Answer({"error": str(why)}))
 
     def _started(self, prepared: Prepared, pid: int, began: Began) -> None:
@@ -355,6 +358,8 @@ class Keeper:
         except OSError as error:  # no descriptor is left to hand over: the server could not be told of it
             self._children.end(child.spec.run, 0.0)
             self._answer(prepared.request, Answer({"error": f"cannot start {child.spec.job!r}: {error}"}))
+        if child.spec.run in self._ends:
+            self._children.end(child.spec.run, self._ends.pop(child.spec.run))
 
     def _op_preload(self, frame: Frame, fds: list[int]) -> Answer | None:
         """Have later runs forked from a process that has imported the modules; with none, from the keeper."""
@@ -370,6 +375,8 @@ class Keeper:
     def _op_end(self, frame: Frame, fds: list[int]) -> Answer | None:
         if frame["run"] in self._children.live:
             self._children.end(frame["run"], frame["grace"])
+        elif self._zygote and frame["run"] in self._zygote.waiting:
+            self._ends[frame["run"]] = float(frame["grace"])
         return Answer()
 
     def _op_signal(self, frame: Frame, fds: list[int]) -> Answer | None:

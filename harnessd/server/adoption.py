@@ -108,6 +108,8 @@ def _missed(row: JobRow, run: LiveRun | ExitRecord) -> policy.Event | None:
     """Return the verb that the row tells of, if it came when the run had its number and was not told of yet."""
     if row.changed_us // 1000 <= run.run:  # a run's number is its time in milliseconds
         return None
+    if isinstance(run, LiveRun) and run.ending:  # the keeper was told
+        return None
     if row.state == State.STOPPING:
         return policy.StopAsked() if row.want == Want.DOWN else policy.RestartAsked()
     return policy.PauseAsked() if row.state == State.PAUSED else None

@@ -334,8 +334,8 @@ class Supervisor:
                 self._spawn(entry)
             case policy.End(grace_s):
                 entry.end_with_s = entry.definition.kill_grace_s if grace_s is None else grace_s
-                if entry.live:
-                    self._host.end(entry.live.run, entry.end_with_s)
+                if run := entry.live.run if entry.live else entry.spawning:
+                    self._host.end(run, entry.end_with_s)
             case policy.Freeze() | policy.Thaw():
                 number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
                 if entry.live:
@@ -379,9 +379,9 @@ class Supervisor:
         self._last_id = max(self._last_id, number)
 
     def _spawn(self, entry: Entry) -> None:
-        entry.spawning = True
+        entry.spawning = self.next_id()
         entry.end_with_s = None
-        task = asyncio.get_running_loop().create_task(self._spawned(entry))
+        task = asyncio.get_running_loop().create_task(self._spawned(entry, entry.spawning))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -390,8 +390,8 @@ class Supervisor:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
 
-    async def _spawned(self, entry: Entry) -> None:
-        definition, run, mark = entry.definition, self.next_id(), tree.new_mark()
+    async def _spawned(self, entry: Entry, run: int) -> None:
+        definition, mark = entry.definition, tree.new_mark()
         output, errors = "", ""
         if self.logs and definition.spec:
             output, errors = self.logs.begin(entry.name, run, definition.spec.log.merge)
@@ -412,7 +412,7 @@ class Supervisor:
         except KeeperLost:
             return
         except (SpawnFailed, KeyError) as error:  # KeyError: the job's user is gone
-            entry.spawning = False
+            entry.spawning = 0
             entry.told_spawned()
             del self._by_run[run]
             _log.error("%s", error, extra={"job": entry.name})
@@ -427,7 +427,7 @@ class Supervisor:
 
     def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> None:
         """Take charge of a run that was just spawned, or that an earlier server has left."""
-        entry.spawning = False
+        entry.spawning = 0
         entry.live = live = Live(run)
         self._by_run[run.run] = entry
         self.seen_id(run.run)
@@ -456,7 +456,7 @@ class Supervisor:
                 self._send(entry, unread, packet)
         if entry.job.state is State.PAUSED and not entry.definition.rules.messages:  # a pause came, too
             self._host.signal(run.run, signal.SIGSTOP)
-        if entry.end_with_s is not None:  # a kill or a stop came while it was being forked
+        if entry.end_with_s is not None:  # it came before the host was asked for the run
             self._host.end(run.run, entry.end_with_s)
         if self._reader and (record := self._early_exits.pop(run.run, None)):
             self._on_exit(record)

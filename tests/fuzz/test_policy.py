@@ -96,6 +96,7 @@ class FakeHost:
         self.asked: list[tuple[RunSpec, asyncio.Future[LiveRun]]] = []
         self.processes: list[Process] = []
         self.acknowledged: list[int] = []
+        self.to_end: set[int] = set()
         self.ending = False
 
     async def spawn(self, spec: RunSpec) -> LiveRun:
@@ -111,7 +112,7 @@ class FakeHost:
         page = memoryview(bytearray(64)).cast("Q")
         about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, False, ours.detach(), page)
         run = FakeRun(*about, clock=self.clock, since=self.clock.now)
-        self.processes.append(Process(run, theirs, ending=self.ending))
+        self.processes.append(Process(run, theirs, ending=self.ending or spec.run in self.to_end))
         reply.set_result(run)
 
     def fail(self) -> None:
@@ -125,8 +126,12 @@ class FakeHost:
             process.ending, process.frozen = True, False
 
     def end(self, run: int, grace_s: float) -> None:
-        (process,) = [each for each in self.processes if each.run.run == run]
-        process.ending, process.frozen = True, False
+        """End it; one that is no process yet is ended as soon as it is one."""
+        assert run in [each.run.run for each in self.processes] + [spec.run for spec, _ in self.asked]
+        self.to_end.add(run)
+        for process in self.processes:
+            if process.run.run == run:
+                process.ending, process.frozen = True, False
 
     def signal(self, run: int, number: signal.Signals) -> None:
         (process,) = [each for each in self.processes if each.run.run == run]
@@ -311,7 +316,7 @@ class AnyOperatorAndHost(RuleBasedStateMachine):
         runs = len(self.host.asked) + len(self.host.processes)
         assert runs <= 1, "two live runs of a job"
         assert self.entry.job.is_live == (runs == 1)
-        assert self.entry.spawning == (len(self.host.asked) == 1)
+        assert bool(self.entry.spawning) == (len(self.host.asked) == 1)
         assert (self.entry.live is not None) == (self.process is not None)
 
     @invariant()
