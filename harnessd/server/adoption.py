@@ -86,13 +86,14 @@ def plan(
 def _job_with_run(
     row: JobRow | None, run: LiveRun | ExitRecord, definition: Definition, now: float, *, stored: bool
 ) -> policy.Job:
-    """Return the job as it is. Of a run that is not `stored`, the row does not speak: it is of the one before."""
+    """Return the job as it is. The row may be of the run before, if this one is not `stored`."""
     since = now - run.mono_s if isinstance(run, ExitRecord) else now - run.uptime_s()
     ending = isinstance(run, LiveRun) and run.ending
     if row is None:  # the database was lost: it runs, so it was wanted
         return policy.Job(Want.UP, policy.Running(since), proven=True)
     life: policy.Life = policy.Running(since)
-    if ending or (stored and row.state == State.STOPPING):
+    stopping = row.state == State.STOPPING and (stored or (isinstance(run, ExitRecord) and _is_newer(row, run)))
+    if ending or stopping:
         life = policy.Stopping(since, ExitReason.STOPPED, forced=ending or not definition.rules.messages)
     elif stored and row.state == State.PAUSED:
         life = policy.Paused(since)
@@ -106,13 +107,16 @@ def _job_with_run(
 
 def _missed(row: JobRow, run: LiveRun | ExitRecord) -> policy.Event | None:
     """Return the verb that the row tells of, if it came when the run had its number and was not told of yet."""
-    if row.changed_us // 1000 <= run.run:  # a run's number is its time in milliseconds
-        return None
-    if isinstance(run, LiveRun) and run.ending:  # the keeper was told
+    if isinstance(run, ExitRecord) or run.ending or not _is_newer(row, run):
         return None
     if row.state == State.STOPPING:
         return policy.StopAsked() if row.want == Want.DOWN else policy.RestartAsked()
     return policy.PauseAsked() if row.state == State.PAUSED else None
+
+
+def _is_newer(row: JobRow, run: LiveRun | ExitRecord) -> bool:
+    """Return whether the job has changed since the run was asked for: a run's number is its time in milliseconds."""
+    return row.changed_us // 1000 > run.run
 
 
 def _idle_job(row: JobRow | None, definition: Definition, cold: bool, now: float) -> policy.Job:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos.causes import judge_causes
 from chaos.clients import CLIENTS, Client
 from chaos.daemon_oracle import judge_daemon
 from chaos.driver import Driver
@@ -45,6 +46,7 @@ def _judge(story: Story) -> Verdict:
         return verdict
     for job in story.jobs:
         verdict.merge(judge_job(story, job))
+        verdict.merge(judge_causes(story, job))
     verdict.merge(judge_daemon(story))
     return verdict
 

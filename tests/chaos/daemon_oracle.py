@@ -106,6 +106,8 @@ def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
             verdict.excused["no answer: one server after the other was killed before it served"] += 1
         else:
             verdict.wrong(f"no answer for {fact['t'] - fact['since']:.1f} s: {fact}")
+    elif direct and story.was(("descriptors-out",), fact["since"], fact["t"], after_s=_CLOSE_S):
+        verdict.excused["connections for which there was no descriptor"] += 1
     elif direct and not story.server_died(fact["since"] - _CLOSE_S, fact["t"] + _CLOSE_S):
         verdict.wrong(f"connection lost while the server lived: {fact}")
 
@@ -113,7 +115,8 @@ def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
 def _none_came_up(story: Story, fact: Fact) -> bool:
     """Return whether servers were killed at the beginning of the wait and towards its end."""
     return all(
-        story.was(("server-kill", "keeper-kill", "down"), at, at + _UP_S) for at in (fact["since"], fact["t"] - _UP_S)
+        story.was(("server-kill", "fork-cut", "keeper-kill", "down"), at, at + _UP_S)
+        for at in (fact["since"], fact["t"] - _UP_S)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -138,6 +139,23 @@ class Driver:
     def _job_stop(self, fault: Fault) -> tuple[str, Undo | None] | None:
         return self._freeze(self._of_a_job(fault.number, first=fault.number % 3 > 0))
 
+    def _fork_cut(self, fault: Fault) -> tuple[str, Undo | None] | None:
+        """Hold the keeper up while it is to end a run and fork the next, say more of that one, and kill the server."""
+        name, verb = self._name(fault.number), ("kill?wait=0", "stop", "pause", "restart")[fault.number % 4]
+        self._post(f"/jobs/{name}/restart")
+        time.sleep(fault.number % 100 / 1000)
+        frozen = self._freeze(self._keeper())
+        if frozen is None:
+            return None
+        self._post(f"/jobs/{name}/{verb}")
+
+        def go_on() -> None:
+            if fault.number % 3:
+                self._signal(self._table.server(), signal.SIGKILL)
+            frozen[1]()
+
+        return f"{verb} to {name}", go_on
+
     def _of_a_job(self, number: int, *, first: bool) -> Process | None:
         found = [family[:1] if first else family[1:] for family in self._table.by_job().values()]
         processes = sorted((process for family in found for process in family), key=lambda process: process.pid)
@@ -151,7 +169,7 @@ class Driver:
         job = self._table.job_of(process.mark) if process.mark else None
         return f"{number.name} to {process.pid}{f' of {job[0]}, run {job[1]}' if job else ''}", None
 
-    def _freeze(self, process: Process | None) -> tuple[str, Undo | None] | None:
+    def _freeze(self, process: Process | None) -> tuple[str, Undo] | None:
         done = self._signal(process, signal.SIGSTOP)
         return (done[0], lambda: self._signal(process, signal.SIGCONT)) if done else None
 
@@ -166,6 +184,24 @@ class Driver:
 
     def _fill(self, disk: Disk, server_pid: int | None) -> tuple[str, Undo | None] | None:
         return (f"{disk.folder.name} is full", disk.empty) if disk.fill(server_pid) else None
+
+    def _descriptors_out(self, fault: Fault) -> tuple[str, Undo | None] | None:
+        process = self._keeper() if fault.number % 2 else self._table.server()
+        if process is None:
+            return None
+        try:
+            opened = len(os.listdir(f"/proc/{process.pid}/fd"))
+            before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (opened + fault.number % 5, before[1]))
+        except OSError:
+            return None
+
+        def give_back() -> None:
+            if process.is_alive():
+                with suppress(ProcessLookupError):
+                    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+
+        return f"{process.pid} has {opened} and gets few more", give_back
 
     def _database_lock(self, fault: Fault) -> tuple[str, Undo | None] | None:
         if not self._ground.database.exists():
@@ -209,8 +245,8 @@ class Driver:
         return "settings", mend
 
     def _preload(self, fault: Fault) -> tuple[str, Undo | None] | None:
-        modules: list[list[str]] = [[], ["decimal"], ["decimal", "csv"], ["no_such_module"]]
-        chosen = modules[fault.number % 4]
+        modules: list[list[str]] = [[], ["decimal"], ["decimal", "csv"], ["no_such_module"], ["slow_module"]]
+        chosen = modules[fault.number % 5]
         self._ground.fleet.preload(chosen)
         self._reload(fault.number)
         return f"{chosen}", None

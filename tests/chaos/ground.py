@@ -26,6 +26,7 @@ from helpers.daemon import COMMAND, free_port
 _DISK_BYTES = 2 << 30
 _MS_REMOUNT, _MNT_DETACH = 32, 2  # mount(2), umount2(2)
 _RESTART_S = 0.3  # as RestartSec= of a service
+_IMPORT_S = 3.0  # of a module that is slow to import
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -91,7 +92,10 @@ class Ground:
         self.runtime = Disk(self.folder / "run")
         self.port = free_port()
         self.fleet = Fleet(self.folder / "config", self._settings())
-        self.env = {FOLDER: str(self.facts), SEED: seed}
+        modules = self.folder / "modules"
+        modules.mkdir()
+        (modules / "slow_module.py").write_text(f"import time\ntime.sleep({_IMPORT_S})\n")
+        self.env = {FOLDER: str(self.facts), SEED: seed, "PYTHONPATH": str(modules)}
         self.driver = Facts(str(self.facts), "driver")
         self.init = Init(self)
 

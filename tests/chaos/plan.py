@@ -17,8 +17,10 @@ RATES: dict[str, tuple[float, float, float]] = {
     "job-kill": (12, 0, 0),
     "child-kill": (10, 0, 0),
     "job-stop": (6, 0.1, 4),
+    "fork-cut": (2, 0.1, 1),
     "disk-full": (1, 0.5, 6),
     "journals-full": (1, 0.3, 3),
+    "descriptors-out": (1, 0.3, 4),
     "database-lock": (1.5, 0.3, 5),
     "job-edit": (6, 0, 0),
     "job-break": (3, 0.5, 6),
@@ -63,6 +65,6 @@ def plan(seed: str, seconds: float, pace: float = 1.0) -> list[Fault]:
 def _is_calm(kind: str, at_s: float, seconds: float) -> bool:
     if seconds < _LONG_S:
         return False
-    if kind in ("server-kill", "server-replace"):
+    if kind in ("server-kill", "server-replace", "fork-cut", "descriptors-out"):
         return at_s // _CALM_S % 2 == 1 or at_s > seconds * (1 - _LAST_CALM)
     return kind == "keeper-kill" and at_s > seconds * (1 - _KEEPER_CALM)

@@ -18,7 +18,7 @@ from chaos.witness import now
 
 Fact = dict[str, Any]
 _RUN = re.compile(r"run (\d+)$")
-_STORAGE = ("disk-full", "database-lock", "server-stop")
+_STORAGE = ("disk-full", "database-lock", "server-stop", "descriptors-out")
 _SETTLE_S = 8.0  # after its end a fault may still be felt: the longest wait until the database is tried again, and more
 
 
@@ -30,6 +30,7 @@ class Run:
     job: str
     pid: int
     mark: int
+    asked: float  # its number is the time at which it was
     started: float
     ended: float | None
     code: int | None
@@ -105,7 +106,11 @@ class Story:
             "FROM run JOIN job ON job.id = job_id ORDER BY run.id"
         )
         rows = self.rows(query)
-        return {row[0]: Run(*row[:4], self._boot(row[4]), row[5] and self._boot(row[5]), *row[6:]) for row in rows}
+        found = {}
+        for row in rows:
+            times = (self._boot(row[0] * 1000), self._boot(row[4]), row[5] and self._boot(row[5]))
+            found[row[0]] = Run(*row[:4], *times, *row[6:])
+        return found
 
     @cached_property
     def events(self) -> list[Event]:
@@ -165,7 +170,7 @@ class Story:
 
     def server_died(self, since: float, until: float) -> bool:
         """Return whether a server ended in that time, or was replaced."""
-        return self.was(("server-kill", "keeper-kill", "down"), since, until) or any(
+        return self.was(("server-kill", "fork-cut", "keeper-kill", "down"), since, until) or any(
             since <= at <= until for at in self._server_starts
         )
 

@@ -157,6 +157,17 @@ def test_what_was_asked_of_a_job_while_its_run_was_forked_is_asked_again(
     assert found.missed == missed
 
 
+def test_a_run_that_was_to_end_while_it_was_forked_and_has_ended_is_not_started_again() -> None:
+    def adopted(changed_us: int) -> policy.Job:
+        row = job_row(state=State.STOPPING, want=Want.DOWN, changed_us=changed_us)
+        (found,) = plan({"etl": DEFINITION}, Loaded(jobs=(row,)), [], [ended(RUN)], cold=False, now=1000.0).adopted
+        return found.job
+
+    job = adopted(changed_us=RUN * 1000 + 5000)
+    assert (job.state, job.want) == (State.STOPPING, Want.DOWN)
+    assert adopted(changed_us=RUN * 1000).state is State.RUNNING  # that was the run before
+
+
 def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:
     host = Host()
 

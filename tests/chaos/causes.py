@@ -1,0 +1,97 @@
+"""Judges whether each run was asked for, and whether what was to end has ended."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from chaos.fleet import specs
+from chaos.oracle import Verdict
+from chaos.story import Event, Run, Story
+
+_ASKED = ("start", "restart")
+_CHANGED = (
+    "its file has changed",
+    "changed while no server was there",
+    "its file is gone",  # and back again, before the run had ended
+    "its file is back",
+    "its file was added",
+    "the daemon has started",
+)
+_ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
+_BY_FORCE = ("stopped", "killed", "shutdown", "lost")
+_CLOSE_S = 0.1
+_NOTED_S = 1.0  # from a run's start until it is stored
+_ENDED_S = 30.0  # the longest grace, and one server after the other that is killed
+
+
+def judge_causes(story: Story, job: str) -> Verdict:
+    verdict = Verdict()
+    _nobody_asked(story, job, verdict)
+    _undone(story, job, verdict)
+    return verdict
+
+
+def _nobody_asked(story: Story, job: str, verdict: Verdict) -> None:
+    """A run that ended for good is followed by one only if somebody or something wanted it."""
+    restart = specs()[job].get("restart", "on-failure")
+    events = story.events_of(job)
+    runs = [run for run in story.runs.values() if run.job == job and run.reason != "unstarted"]
+    for run, later in pairwise(runs):
+        since = _for_good_since(run, restart)
+        if since is None:
+            continue
+        verdict.looked_at["runs that ended for good"] += 1
+        until = later.started + _CLOSE_S
+        between = [event for event in events if since <= event.at <= until]
+        if any(map(_is_cause, between)):
+            continue
+        # Whoever asks is answered once that is stored; a server that dies before may have had it done.
+        launch = next((event.data for event in reversed(between) if _is_launch(event)), None)
+        unstored = story.storage_failed(since, until) and story.server_died(since, story.stored_by(until))
+        may_be_lost = launch is None or launch["from"] == "stopping"
+        if unstored or (may_be_lost and story.server_died(since, until + _NOTED_S)):
+            verdict.excused["started, and the server died before it could store why"] += 1
+        else:
+            verdict.wrong(f"run that nobody asked for: {job}, {later.id}, after {run.id}: {run.reason} at {run.ended}")
+
+
+def _is_cause(event: Event) -> bool:
+    if event.kind == "server-start":
+        return bool(event.data["starts"] == 1)
+    if event.kind == "state":
+        return event.data["why"] in _CHANGED
+    return event.kind == "command" and event.data["verb"] in _ASKED
+
+
+def _is_launch(event: Event) -> bool:
+    return event.kind == "state" and event.data["to"] == "starting"
+
+
+def _for_good_since(run: Run, restart: str) -> float | None:
+    """Return from when on something must have asked for the next run; None when the job's own rules do."""
+    if run.ended is None or run.reason == "lost":
+        return None
+    if run.reason in ("stopped", "killed", "shutdown"):  # a start may have come before it had ended
+        return run.asked
+    if restart == "never" or (run.reason == "completed" and restart == "on-failure"):
+        return run.ended - _CLOSE_S
+    return None
+
+
+def _undone(story: Story, job: str, verdict: Verdict) -> None:
+    """A run that is to end by force has ended so, and soon, whoever dies meanwhile."""
+    runs = [run for run in story.runs.values() if run.job == job]
+    for event in story.events_of(job):
+        if event.kind != "state" or event.data["to"] != "stopping" or event.data["why"] not in _ENDING:
+            continue
+        run = story.runs.get(event.run or 0) or next((run for run in reversed(runs) if run.asked <= event.at), None)
+        if run is None or run.ended is None or run.ended < event.at - _CLOSE_S:
+            continue  # it was being forked, and never was a process
+        verdict.looked_at["ends by force"] += 1
+        unstored = story.storage_failed(event.at, run.ended) and story.server_died(event.at, story.stored_by(run.ended))
+        if run.reason not in _BY_FORCE and unstored:
+            verdict.excused["ended by force, and the server died before it could store why"] += 1
+        elif run.reason not in _BY_FORCE:
+            verdict.wrong(f"end undone: {job}, run {run.id} at {run.ended:.3f}: {run.reason}, after {event.data}")
+        elif run.ended - event.at > _ENDED_S:
+            verdict.wrong(f"end late: {job}, run {run.id} at {run.ended:.3f}, asked at {event.at:.3f}: {event.data}")
