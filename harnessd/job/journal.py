@@ -71,7 +71,7 @@ class Journal:
         except OSError as error:
             return self._refuse(error.strerror or str(error))
         self._lead = "" if written == len(line) else "\n"
-        return written == len(line) or self._refuse("the disk is full")
+        return written >= len(line) - 1 or self._refuse("the disk is full")  # without its newline it is whole as well
 
     def _refuse(self, why: str) -> bool:
         if not self._warned:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
-from dataclasses import fields
+from contextlib import closing, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ def load_fast(path: str | os.PathLike[str]) -> Loaded:
     """Return what the SQLite database says; `error` is set, and all else empty, when it cannot be read."""
     if not os.path.exists(path):
         return Loaded()
+    where = Path(path)
     try:
-        return _load(Path(path), "mode=rw")
+        return _load(where, "mode=rw")
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return Loaded()  # just made, nothing in it
-        return _load_unwritable(path, error)
+        return _load_unwritable(where, error)
     except sqlite3.Error as error:
         return Loaded(error=str(error))
 
@@ -56,16 +57,29 @@ def read(execute: Execute) -> Loaded:
     )
 
 
-def _load_unwritable(path: str | os.PathLike[str], cause: sqlite3.Error) -> Loaded:
+def _load_unwritable(path: Path, cause: sqlite3.Error) -> Loaded:
+    """Read where there is no room for the WAL's index: a full disk, or a filesystem that is read-only.
+
+    What is in the WAL is read as well, or what had ended would be taken for live; if that cannot be, only what was
+    wanted of the jobs counts, and the error stands.
+    """
+    with suppress(sqlite3.Error):
+        return _load(path, "mode=rw", "PRAGMA locking_mode = exclusive")  # the index is in memory then
     try:
-        return _load(Path(path), "immutable=1")  # a read-only filesystem has no room for the WAL's index
+        found = _load(path, "immutable=1")  # without the WAL
     except sqlite3.Error:
         return Loaded(error=str(cause))
+    wal = path.with_name(f"{path.name}-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        return found
+    return Loaded(jobs=tuple(replace(job, restarts=0) for job in found.jobs), error=str(cause))
 
 
-def _load(path: Path, how: str) -> Loaded:
+def _load(path: Path, how: str, *pragmas: str) -> Loaded:
     uri = f"{path.absolute().as_uri()}?{how}"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_MS / 1000, isolation_level=None)) as connection:
+        for pragma in pragmas:
+            connection.execute(pragma)
         connection.execute("BEGIN")
         refuse_newer(connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()[0])
         return read(connection.execute)

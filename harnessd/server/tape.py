@@ -153,18 +153,24 @@ class Tape:
         return lines
 
     def _torn(self, raw: bytes, at: int, now_us: int, lines: list[Line]) -> None:
-        """Add a line that is no record as a torn one, and the record that is glued behind it if there is one."""
+        """Add a line that is no record as a torn one, and the record that is glued behind it if there is one.
+
+        What it is glued to may be whole, too, and only lack the newline for which there was no room."""
         where = len(raw)
         for _ in range(_RESYNCS):
             where = raw.rfind(_START, 1, where + len(_START) - 1)
             if where < 0:
                 break
             try:
-                seq, at_us, kind, text = _record(raw[where:], now_us)
+                glued = _record(raw[where:], now_us)
             except _NO_RECORD:
                 continue
-            self._add(lines, at, now_us, "torn", _bounded(raw[:where]), -1)
-            self._add(lines, at + where, at_us, kind, text, seq)
+            try:
+                first = _record(raw[:where], now_us)
+            except _NO_RECORD:
+                first = (-1, now_us, "torn", _bounded(raw[:where]))
+            for offset, (seq, at_us, kind, text) in ((0, first), (where, glued)):
+                self._add(lines, at + offset, at_us, kind, text, seq)
             return
         self._add(lines, at, now_us, "torn", _bounded(raw), -1)
 

@@ -135,9 +135,11 @@ class Writer:
         self._many(_RUN, values)
 
     def _run_ended(self, end: RunEnded) -> None:
+        """Store how the run ended, unless that is stored already."""
         values = asdict(end)
         del values["run"]
-        self.connection.execute(update(schema.run).where(schema.run.c.id == end.run).values(values))
+        run = schema.run.c
+        self.connection.execute(update(schema.run).where(run.id == end.run, run.ended_us.is_(None)).values(values))
 
     def _journal_done(self, done: JournalDone) -> None:
         self.connection.execute(update(schema.run).where(schema.run.c.id == done.run).values(journal_done=True))

@@ -151,6 +151,21 @@ def test_line_after_one_that_was_cut_short_stands_alone(opened: Opens, path: Pat
     assert len(first) + 1 + len(torn) == 100
 
 
+def test_a_line_for_whose_newline_there_is_no_room_is_written(opened: Opens, path: Path) -> None:
+    journal = opened()
+
+    def fill() -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        assert journal.status("one") is True
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * path.stat().st_size - 1, hard))
+        assert journal.status("two") is True
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert journal.status("three") is True
+
+    in_child(fill)
+    assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == ["one", "two", "three"]
+
+
 def test_numbers_are_unique_between_threads_and_forked_children(opened: Opens, path: Path) -> None:
     journal = opened()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -223,6 +224,59 @@ def test_the_daemon_boots_where_no_database_can_be_and_stores_later(path: Path, 
 def test_without_a_file_nothing_is_wanted_and_nothing_is_made(tmp_path: Path) -> None:
     assert desired.load_fast(tmp_path / "no.db") == desired.Loaded()
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from harnessd.server.records import RunEnded
+from harnessd.server.store import Store
+from helpers.rows import RUN, job_row, run_started
+store = Store.open(sys.argv[1])
+store.put(job_row(want="up", restarts=3)); store.put(run_started()); store.flush().result(10)
+store.vacuum().result(10)  # what comes after it is in the WAL alone
+store.put(job_row(want="down", restarts=4)); store.put(RunEnded(RUN, 9)); store.flush().result(10)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+NO_ROOM = """
+import resource, sys
+from harnessd.server.desired import load_fast
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, -1))
+found = load_fast(sys.argv[1])
+print([(job.want, job.restarts) for job in found.jobs], len(found.runs), len(found.ended), bool(found.error))
+"""
+
+
+@pytest.fixture
+def in_wal(path: Path) -> Path:
+    """A database of which a part is in the WAL alone, and whose index is gone."""
+    subprocess.run([sys.executable, "-c", KILLED, path], env=ENV, timeout=60)
+    path.with_name(f"{path.name}-shm").unlink()
+    assert path.with_name(f"{path.name}-wal").stat().st_size
+    return path
+
+
+def without_room(path: Path) -> str:
+    argv = [sys.executable, "-c", NO_ROOM, path]
+    return subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+
+def test_without_room_for_its_index_the_wal_is_read_all_the_same(in_wal: Path) -> None:
+    assert without_room(in_wal) == "[('down', 4)] 0 1 False"
+
+
+def test_where_the_wal_cannot_be_read_only_what_was_wanted_is_known_and_that_with_the_error(in_wal: Path) -> None:
+    with open(in_wal, "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, 0x40000000)  # SQLite's own, as another program that is about to write
+        assert without_room(in_wal) == "[('up', 0)] 0 0 True"
+
+
+def test_an_end_that_is_stored_stays_as_it_is(store: Store, path: Path) -> None:
+    store.put(job_row())
+    store.put(run_started())
+    store.put(RunEnded(RUN, 1, exit_code=0, reason="completed"))
+    store.put(RunEnded(RUN, 2, reason="lost"))
+    store.flush().result(10)
+    assert rows(path, "SELECT ended_us, exit_code, reason FROM run") == [(1, 0, "completed")]
 
 
 def test_desired_state_is_read_without_sqlalchemy() -> None:

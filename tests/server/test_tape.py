@@ -124,6 +124,11 @@ def test_a_record_glued_behind_a_torn_line_is_found(journal: Path) -> None:
     ]
 
 
+def test_records_glued_together_are_both_found(journal: Path) -> None:
+    append(journal, ours(4)[:-1], ours(5))
+    assert said(Tape(journal, RUN).read()) == [(4, "status", '{"n":1}'), (5, "status", '{"n":1}')]
+
+
 def test_a_line_without_an_end_waits_until_it_has_one_or_the_run_has_ended(journal: Path) -> None:
     append(journal, ours(1), ours(2)[:-10])
     tape = Tape(journal, RUN)
