@@ -334,8 +334,10 @@ class Supervisor:
                 self._spawn(entry)
             case policy.End(grace_s):
                 entry.end_with_s = entry.definition.kill_grace_s if grace_s is None else grace_s
-                if run := entry.live.run if entry.live else entry.spawning:
-                    self._host.end(run, entry.end_with_s)
+                if entry.live:
+                    self._host.end(entry.live.run, entry.end_with_s)
+                elif entry.spawning:  # right behind the request for it
+                    asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, entry.end_with_s)
             case policy.Freeze() | policy.Thaw():
                 number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
                 if entry.live:
