@@ -128,8 +128,7 @@ class Daemon:
         if hello["ending"]:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
-        wanted = [name for name in plan.launch if name not in self._gone]
-        await self._launch(supervisor, wanted, "the daemon has started" if cold else "the server was restarted")
+        await self._launch(supervisor, {name: why for name, why in plan.launch.items() if name not in self._gone})
         await self._serve(listening, plan, known, state)
 
     def _record(self, record: Record) -> None:
@@ -249,11 +248,11 @@ class Daemon:
             supervisor.withdraw(supervisor.find(name))
         return found
 
-    async def _launch(self, supervisor: Supervisor, names: list[str], why: str) -> None:
+    async def _launch(self, supervisor: Supervisor, wanted: dict[str, str]) -> None:
         """Start the jobs, a few at a time: the keeper forks those while the next are got ready."""
         from harnessd.server import policy
 
-        for number, name in enumerate(names, 1):
+        for number, (name, why) in enumerate(wanted.items(), 1):
             if supervisor.ending:
                 break
             supervisor.apply(supervisor.find(name), policy.Autostart(), why)

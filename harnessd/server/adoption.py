@@ -37,7 +37,7 @@ class Plan:
     passed: list[ExitRecord] = field(default_factory=list)  # that changed their jobs already, or have none any more
     adopted: list[Adopted] = field(default_factory=list)
     idle: dict[str, policy.Job] = field(default_factory=dict)  # jobs without a run, as they were
-    launch: list[str] = field(default_factory=list)  # of these, those to start
+    launch: dict[str, str] = field(default_factory=dict)  # of these, those to start, and why
 
 
 def plan(
@@ -78,8 +78,8 @@ def plan(
             continue
         row = rows.get(name)
         result.idle[name] = _idle_job(row, definition, cold, now)
-        if _is_to_start(row, definition, cold):
-            result.launch.append(name)
+        if why := _why_to_start(row, definition, cold):
+            result.launch[name] = why
     return result
 
 
@@ -135,8 +135,13 @@ def _idle_job(row: JobRow | None, definition: Definition, cold: bool, now: float
     return policy.Job(Want(row.want), life, row.failures, row.restarts, proven)
 
 
-def _is_to_start(row: JobRow | None, definition: Definition, cold: bool) -> bool:
+def _why_to_start(row: JobRow | None, definition: Definition, cold: bool) -> str:
     """A warm start goes on where the last server was, which may have died between deciding to start and starting."""
-    if cold or row is None or row.removed_us is not None:
-        return definition.autostart
-    return row.want == Want.UP and row.state in policy.LIVE
+    if cold or row is None:
+        return _STARTED[cold] if definition.autostart else ""
+    if row.removed_us is not None:
+        return "its file was added" if definition.autostart else ""
+    return _STARTED[cold] if row.want == Want.UP and row.state in policy.LIVE else ""
+
+
+_STARTED = {True: "the daemon has started", False: "the server was restarted"}
