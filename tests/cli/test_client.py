@@ -160,6 +160,17 @@ def test_a_verb_that_breaks_off_is_not_sent_again(alone: Command) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    "how", [b"Content-Length: 100\r\n\r\nat,job\n", b"Transfer-Encoding: chunked\r\n\r\n7\r\nat,job\n\r\n"]
+)
+@pytest.mark.parametrize("what", [("history", "feed-a", "--format", "csv"), ("logs", "feed-a")])
+def test_an_answer_that_breaks_off_is_exit_code_4(alone: Command, what: tuple[str, ...], how: bytes) -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nX-Log-Start: 0\r\nConnection: close\r\n" + how) as (url, _):
+        ran = alone("--url", url, *what)
+    assert (ran.returncode, ran.stdout) == (4, "at,job\n")
+    assert ran.stderr.startswith("harnessd: the answer broke off")
+
+
 def test_what_cannot_be_sent_is_said_and_no_secret_is_shown(harnessd: Command, daemon: Daemon) -> None:
     assert harnessd("hb", "\udcff").returncode == 3
     assert harnessd("hb", "--tag", "\udcff").returncode == 2

@@ -75,7 +75,9 @@ def test_status_shows_each_field_of_the_last_one(harnessd: Command, daemon: Daem
 
 def test_status_as_of_a_moment(harnessd: Command, daemon: Daemon) -> None:
     assert "it has said nothing" in harnessd.done("status", "feed-a", "--at", "-1d")
-    assert harnessd("status", "feed-a", "--at", "noon").returncode == 2
+    refused = harnessd("status", "feed-a", "feed-b", "--at", "noon")
+    assert refused.returncode == 2
+    assert "cannot" in refused.stdout + refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_a_job_that_is_none_is_told_with_the_nearest(harnessd: Command, daemon: Daemon) -> None:
