@@ -153,7 +153,6 @@ class Entry:
         self.job = policy.Job()
         self.live: Live | None = None
         self.spawning = 0  # the run that is being forked
-        self.end_with_s: float | None = None  # the run is to be ended as soon as there is one, with this grace
         self.outbox: list[tuple[Unread, bytes]] = []  # for the run that is being forked
         self.timer: asyncio.TimerHandle | None = None
         self.last_status: Line | None = None

@@ -51,7 +51,9 @@ class Host(Protocol):
         """Return the run once it is a process; raise SpawnFailed."""
 
     def end(self, run: int, grace_s: float) -> None:
-        """Have the run's tree ended: SIGTERM, and SIGKILL after the grace. `on_exit` tells when nothing is left."""
+        """Have the run's tree ended: SIGTERM, and SIGKILL after the grace. `on_exit` tells when nothing is left.
+
+        One that was asked for and is no process yet is ended as soon as it is one."""
 
     def signal(self, run: int, number: signal.Signals) -> None:
         """Send a signal to the run's whole tree."""

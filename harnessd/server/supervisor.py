@@ -333,11 +333,11 @@ class Supervisor:
             case policy.Spawn():
                 self._spawn(entry)
             case policy.End(grace_s):
-                entry.end_with_s = entry.definition.kill_grace_s if grace_s is None else grace_s
+                grace_s = entry.definition.kill_grace_s if grace_s is None else grace_s
                 if entry.live:
-                    self._host.end(entry.live.run, entry.end_with_s)
+                    self._host.end(entry.live.run, grace_s)
                 elif entry.spawning:  # right behind the request for it
-                    asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, entry.end_with_s)
+                    asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, grace_s)
             case policy.Freeze() | policy.Thaw():
                 number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
                 if entry.live:
@@ -382,7 +382,6 @@ class Supervisor:
 
     def _spawn(self, entry: Entry) -> None:
         entry.spawning = self.next_id()
-        entry.end_with_s = None
         task = asyncio.get_running_loop().create_task(self._spawned(entry, entry.spawning))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -458,8 +457,6 @@ class Supervisor:
                 self._send(entry, unread, packet)
         if entry.job.state is State.PAUSED and not entry.definition.rules.messages:  # a pause came, too
             self._host.signal(run.run, signal.SIGSTOP)
-        if entry.end_with_s is not None:  # it came before the host was asked for the run
-            self._host.end(run.run, entry.end_with_s)
         if self._reader and (record := self._early_exits.pop(run.run, None)):
             self._on_exit(record)
         self._arm(entry)
