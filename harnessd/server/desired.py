@@ -72,7 +72,8 @@ def _load_unwritable(path: Path, cause: sqlite3.Error) -> Loaded:
     wal = path.with_name(f"{path.name}-wal")
     if not wal.exists() or not wal.stat().st_size:
         return found
-    return Loaded(jobs=tuple(replace(job, restarts=0) for job in found.jobs), error=str(cause))
+    jobs = (replace(job, overrides="{}", restarts=0) for job in found.jobs)  # later these are merged, and added up
+    return Loaded(jobs=tuple(jobs), error=str(cause))
 
 
 def _load(path: Path, how: str, *pragmas: str) -> Loaded:
