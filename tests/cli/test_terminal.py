@@ -89,7 +89,7 @@ def test_top_goes_on_when_the_server_is_replaced(going: Start, daemon: Daemon) -
 
 def test_a_wait_shows_a_line_of_progress(going: Start, harnessd: Command, daemon: Daemon) -> None:
     shown = going("stop", "feed-a", "late", "--wait", terminal=True)
-    shown.until_seen("stop feed-a, late")
+    shown.until_seen("⠋\x1b[0m stop")  # feed-a, late; or how far it is by then
     until(lambda: shown.process.poll() is not None, "it ends")
     shown.until_seen("feed-a: stopped")
     harnessd.done("start", "feed-a", "--wait")
