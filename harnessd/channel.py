@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -27,6 +28,13 @@ class Channel:
     def is_blocked(self) -> bool:
         """Whether something waits to be sent until the peer has read."""
         return bool(self._unsent)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether there is something to receive, if only the news that the peer is gone."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, frame: Frame, fds: Iterable[int] = ()) -> None:
         """Send the frame with copies of the descriptors, now or once `flush` finds room.

@@ -21,7 +21,7 @@ _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # setting
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from harnessd.server.adoption import Plan
     from harnessd.server.configdir import Loaded
@@ -104,7 +104,6 @@ class Daemon:
         state = places.state_dir(settings.state_dir)
         places.make_private(state)
         self._lock = _hold_lock(link, inventory, state, hello["pid"])
-        listening = [await _listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
         self._journals = journals
         with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
@@ -117,15 +116,17 @@ class Daemon:
         supervisor.together = self._together
         link.on_ending = supervisor.shut_down
         link.on_preload_failed = self._on_preload_failed
+        listening = [await _listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         link.preload(settings.preload)
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
         known = with_unstored(self._known(state), journals, held)
+        _end_unheld(known, journals, held)
         cold = hello["server_starts"] == 1
         plan = self._take_over(supervisor, inventory, known, cold=cold)
         for run in plan.strays:
             os.close(run.mailbox)
             link.end(run.run, _STRAY_GRACE_S)
-        if hello["ending"]:
+        if link.ending:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
         await self._launch(supervisor, {name: why for name, why in plan.launch.items() if name not in self._gone})
@@ -235,7 +236,6 @@ class Daemon:
         found = plan(definitions, known, inventory.live, inventory.exits, cold=cold, now=time.monotonic())
         overrides = {row.name: json.loads(row.overrides) for row in known.jobs if row.removed_us is None}
         supervisor.seen_id(known.last_run)
-        _end_lost(found)
         for definition in definitions.values():
             entry = supervisor.add(definition, overrides.get(definition.name))
             entry.problems = self._loaded.problems.get(definition.name, [])
@@ -511,11 +511,13 @@ def _listen_locally(link: Link, inventory: Inventory, state: Path) -> list[socke
     return [listening]
 
 
-def _end_lost(plan: Plan) -> None:
-    """Nothing of a run may be left whose keeper was killed."""
+def _end_unheld(known: Known, journals: Path, held: Container[int]) -> None:
+    """Nothing of a run may be left that the keeper does not have: another held it, and was killed."""
     from harnessd import tree
+    from harnessd.server.places import journals_in
 
-    tree.end_all({run.mark for run in plan.lost})
+    marks = {run.id: run.mark for run in known.runs} | {run: mark for run, mark, _, _ in journals_in(journals)}
+    tree.end_all({mark for run, mark in marks.items() if run not in held})
 
 
 async def _is_gone(keeper_pid: int) -> bool:

@@ -25,6 +25,11 @@ def new_mark() -> int:
     return _MARK_BIT | secrets.randbits(60)
 
 
+def is_mark(number: int) -> bool:
+    """Return whether a run may wear it: what others wear, no limit for one, must never be taken for a mark."""
+    return number > 0 and bool(number & _MARK_BIT)
+
+
 def worn() -> int:
     """Return what this process wears."""
     return resource.getrlimit(_RLIMIT_LOCKS)[0]
@@ -47,7 +52,7 @@ def members(marks: Container[int]) -> dict[int, list[int]]:
     """Return the live processes that wear one of the marks: mark -> pids."""
     found: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdecimal() and (mark := _mark(pid := int(entry))) in marks and not _is_zombie(pid):
+        if entry.isdecimal() and (mark := _mark(pid := int(entry))) in marks and is_mark(mark) and not _is_zombie(pid):
             found.setdefault(mark, []).append(pid)
     return found
 

@@ -57,7 +57,6 @@ class Keeper:
     ) -> None:
         self._children = Children()
         self._prepared: dict[int, Prepared] = {}  # to be forked together, by their runs
-        self._ends: dict[int, float] = {}  # graces of runs that are to be ended as soon as they are processes
         self._stored: dict[str, list[int]] = {}
         self._server = server
         self._ending = False  # no run is started any more
@@ -176,9 +175,8 @@ class Keeper:
         self._drain()
         self._detach()
         if self._zygote:
-            for prepared in self._zygote.void():  # the next server does not know of them, and starts the jobs anew
+            for prepared in self._zygote.void_all():  # the next server does not know of them, and starts the jobs anew
                 prepared.close(self._cgroups)
-        self._ends.clear()
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
         if not (self._server.ready or expected or self._ending):  # nor will the next one be ready
@@ -192,8 +190,10 @@ class Keeper:
 
     def _drain(self) -> None:
         """Do what the server had asked for before it ended: nobody will ask again."""
+        alive = True
         with suppress(WireError):  # cut off in the middle of a frame
-            while self._control and (frames := self._control.receive()[0]):
+            while alive and self._control and self._control.is_readable:
+                frames, alive = self._control.receive()
                 self._on_frames(frames)
 
     def _end_all(self, grace_s: float | None) -> None:
@@ -347,19 +347,18 @@ class Keeper:
 
     def _refuse(self, prepared: Prepared, why: SpawnFailed) -> None:
         prepared.close(self._cgroups)
-        self._ends.pop(prepared.spec.run, None)
         self._answer(prepared.request, Answer({"error": str(why)}))
 
     def _started(self, prepared: Prepared, pid: int, began: Began) -> None:
         child = prepared.child(pid, began)
         self._children.add(child)
+        if pid in self._unclaimed:
+            self._children.reaped(pid, *self._unclaimed.pop(pid))
         try:
             self._answer(prepared.request, Answer(child.to_frame(), (child.mailbox, child.pulse)))
         except OSError as error:  # no descriptor is left to hand over: the server could not be told of it
             self._children.end(child.spec.run, 0.0)
             self._answer(prepared.request, Answer({"error": f"cannot start {child.spec.job!r}: {error}"}))
-        if child.spec.run in self._ends:
-            self._children.end(child.spec.run, self._ends.pop(child.spec.run))
 
     def _op_preload(self, frame: Frame, fds: list[int]) -> Answer | None:
         """Have later runs forked from a process that has imported the modules; with none, from the keeper."""
@@ -375,8 +374,8 @@ class Keeper:
     def _op_end(self, frame: Frame, fds: list[int]) -> Answer | None:
         if frame["run"] in self._children.live:
             self._children.end(frame["run"], frame["grace"])
-        elif self._zygote and frame["run"] in self._zygote.waiting:
-            self._ends[frame["run"]] = float(frame["grace"])
+        elif self._zygote and (prepared := self._zygote.void(frame["run"])):  # it may import for as long as it likes
+            self._refuse(prepared, SpawnFailed(f"cannot start {prepared.spec.job!r}: it was ended before"))
         return Answer()
 
     def _op_signal(self, frame: Frame, fds: list[int]) -> Answer | None:
@@ -435,8 +434,6 @@ class Keeper:
             return  # void, and about to end
         pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pid
         self._started(prepared, pid, Began.now())
-        if pid in self._unclaimed:
-            self._children.reaped(pid, *self._unclaimed.pop(pid))
         if not self._zygote.waiting:
             self._unclaimed.clear()
 
@@ -447,7 +444,7 @@ class Keeper:
         self._selector.unregister(zygote.channel)
         zygote.end()
         self._unclaimed.clear()
-        for prepared in zygote.void():
+        for prepared in zygote.void_all():
             if self._ending:
                 self._refuse(prepared, _too_late(prepared.spec.job))
             else:

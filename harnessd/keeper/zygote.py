@@ -56,13 +56,14 @@ class Zygote:
         self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
         self.waiting[spec.run] = prepared
 
-    def void(self) -> list[Prepared]:
-        """Return what was asked for and is not told of yet. What was forked of it ends at once."""
-        void = list(self.waiting.values())
-        self.waiting.clear()
-        for prepared in void:
+    def void(self, run: int) -> Prepared | None:
+        """Return the run if it was asked for and is not told of yet. What was forked of it ends at once."""
+        if prepared := self.waiting.pop(run, None):
             pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID
-        return void
+        return prepared
+
+    def void_all(self) -> list[Prepared]:
+        return [prepared for run in list(self.waiting) if (prepared := self.void(run))]
 
     def end(self) -> None:
         """Kill it. The runs that were forked from it and claimed are the keeper's, and live on."""

@@ -30,6 +30,8 @@ class Link:
         self._hello: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._inventory: Inventory | None = None  # while a list is being told
         self.lost = asyncio.Event()
+        self._misheard = ""  # why something that the keeper said could not be used
+        self.ending = False  # the keeper starts nothing any more
         self.on_exit: Callable[[ExitRecord], None] = lambda _: None
         self.on_reload: Callable[[], None] = lambda: None
         self.on_ending: Callable[[], None] = lambda: None
@@ -39,6 +41,7 @@ class Link:
     async def hello(self) -> Frame:
         """Return the keeper's greeting: protocol, version, pid, server_starts, ending. Raise WireError, KeeperLost."""
         hello = await self._hello
+        self.ending = self.ending or bool(hello.get("ending"))
         if hello.get("protocol") != PROTOCOL:
             raise WireError(
                 f"cannot work with the keeper: it speaks protocol {hello.get('protocol')}, this server {PROTOCOL}; "
@@ -51,8 +54,8 @@ class Link:
         self._inventory = found = Inventory()
         reply, _ = await self._ask({"op": "list"})
         self._inventory = None
-        if "error" in reply:  # runs that were not told of must not be taken for lost
-            raise HarnessError(f"cannot hear from the keeper what it holds: {reply['error']}")
+        if problem := reply.get("error") or self._misheard:  # runs that were not told of must not be taken for lost
+            raise HarnessError(f"cannot hear from the keeper what it holds: {problem}")
         ended = {record.run for record in found.exits}  # some may have while the list was told
         for run in found.live:
             if run.run in ended:
@@ -64,7 +67,11 @@ class Link:
         reply, fds = await self._ask({"op": "spawn", "spec": spec.to_frame()})
         if "error" in reply:
             raise SpawnFailed(reply["error"])
-        return _live_run(reply, fds)
+        try:
+            return _live_run(reply, fds)
+        except OSError as error:  # no descriptor or no memory is left to look at it with
+            self.end(spec.run, 0.0)
+            raise SpawnFailed(f"cannot start {spec.job!r}: {error}") from None
 
     def end(self, run: int, grace_s: float) -> None:
         self._tell({"op": "end", "run": run, "grace": grace_s})
@@ -133,7 +140,8 @@ class Link:
         for frame, fds in frames:
             try:
                 self._on_frame(frame, fds)
-            except (WireError, KeyError, TypeError, ValueError, OSError):  # those behind it are to be heard
+            except (WireError, KeyError, TypeError, ValueError, OSError) as error:  # those behind it are to be heard
+                self._misheard = repr(error)
                 _log.exception("cannot use what the keeper says")
         if not alive:
             self._on_lost()
@@ -171,6 +179,7 @@ class Link:
             case "reload":
                 self.on_reload()
             case "ending":
+                self.ending = True
                 self.on_ending()
             case "preload-failed":
                 self.on_preload_failed(frame["modules"], frame["why"])
@@ -180,6 +189,9 @@ def _live_run(frame: Frame, fds: list[int]) -> LiveRun:
     mailbox, page = fds
     try:
         view = pulse.attach(page)
+    except OSError:
+        os.close(mailbox)
+        raise
     finally:
         os.close(page)
     return LiveRun(**_without(frame, "event", "fds", "re"), mailbox=mailbox, page=view)

@@ -258,12 +258,10 @@ class Supervisor:
             raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         ended = entry.gone()
         self._take(entry, step, "kill")
-        if not wait:
-            return None
-        if entry.live or entry.spawning:
+        if wait and (entry.live or entry.spawning):
             await self._outcome(entry, ended, "how it ended")
         await self.settle()
-        return entry.last_exit
+        return entry.last_exit if wait else None
 
     def leave(self) -> None:
         """The server ends before its jobs do: tell whoever waits for one."""
@@ -419,8 +417,9 @@ class Supervisor:
             _log.error("%s", error, extra={"job": entry.name})
             outbox, entry.outbox = entry.outbox, []
             self._left_unread(entry, [unread for unread, _ in outbox], run)
-            unstarted = Exit(run, None, None, ExitReason.UNSTARTED, time.time(), str(error))
-            self._over(entry, unstarted, policy.Ended(None, None, random.uniform(-1, 1)))
+            ended = policy.Ended(None, None, random.uniform(-1, 1))
+            unstarted = Exit(run, None, None, policy.reason(entry.job, ended), time.time(), str(error))
+            self._over(entry, unstarted, ended)
             return
         if live.limits:
             _log.info("limits", extra={"job": entry.name, "run": run, **live.limits})
@@ -473,6 +472,7 @@ class Supervisor:
         else:
             self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
             self._on_exit(adopted.run)
+        self._put_job(entry)
         if adopted.outdated:
             self.apply(entry, policy.SpecChanged(), "changed while no server was there")
         if adopted.missed and isinstance(adopted.run, LiveRun):

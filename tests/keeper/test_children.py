@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from helpers.brand import is_alive
 from helpers.rig import ROOT, Rig, Run
 from helpers.waiting import until
+
+from harnessd import tree
 
 # Each leaves a process behind that only its mark gives away, and says its pid.
 LEFT_BEHIND = {
@@ -192,3 +195,8 @@ def test_a_run_that_has_become_another_user_is_told_of_once_and_harms_nobody() -
             assert other.poll() is None
         finally:
             other.kill()
+
+
+def test_who_wears_no_mark_is_of_no_run() -> None:
+    assert tree.worn() == resource.RLIM_INFINITY
+    assert tree.members({tree.worn(), 0}) == {}

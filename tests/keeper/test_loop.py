@@ -242,15 +242,19 @@ def test_a_run_that_the_zygote_cannot_fork_is_refused_with_the_reason(rig: Rig) 
     rig.spawn(WAITING).until_said("up")
 
 
-def test_a_run_whose_end_is_asked_for_while_the_zygote_forks_it_is_ended(rig: Rig) -> None:
+def test_a_run_whose_end_is_asked_for_while_the_zygote_forks_it_never_starts(rig: Rig) -> None:
     rig.ask("preload", modules=["xml.dom.minidom"])
     (zygote,) = children(rig.process.pid)
     os.kill(zygote, signal.SIGSTOP)
     spec = rig.spec(WAITING)
     rig.tell({"op": "spawn", "id": 77, "spec": spec.to_frame()})
-    rig.ask("end", run=spec.run, grace=0.0)
+    rig.tell({"op": "end", "id": 78, "run": spec.run, "grace": 0.0})
+    while (frame := rig._next()[0]).get("re") != 77:
+        pass
+    assert "it was ended before" in frame["error"]
     os.kill(zygote, signal.SIGCONT)
-    assert rig.event("exit", run=spec.run)[0]["signal"] == signal.SIGKILL
+    rig.spawn(WAITING).until_said("up")
+    assert not tree.members({spec.mark})
 
 
 def test_without_a_free_descriptor_the_keeper_goes_on(rig: Rig, tmp_path: Path) -> None:

@@ -300,7 +300,10 @@ def test_the_keeper_killed_leaves_nothing_of_any_run_and_the_next_serve_starts_c
     daemon.wait_status("idle", config={"kept": True})
 
 
-def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(daemon: Daemon) -> None:
+@pytest.mark.parametrize("readable", [True, False])
+def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(
+    daemon: Daemon, tmp_path: Path, readable: bool
+) -> None:
     daemon.job("forks", "Forks", args=["stay"], kill_grace=0.3)
     daemon.start()
     escaped = daemon.status("forks")["pids"]
@@ -309,9 +312,25 @@ def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(daemon
     _kill_keeper(daemon)
     os.kill(server, signal.SIGKILL)
     assert any(is_alive(pid) for pid in escaped)
-    daemon.start()
+    if not readable:
+        (daemon.state / "harnessd.db").rename(tmp_path / "aside.db")
+        (daemon.state / "harnessd.db").mkdir()
+    daemon.launch()
+    daemon.wait_for(lambda: daemon.log.count("serving 1 jobs") == 2, "it serves again")
     assert not any(is_alive(pid) for pid in escaped)
     daemon.wait_for(lambda: daemon.status("forks")["pids"] != escaped, "a new run reports")
+
+
+def test_a_kill_that_was_answered_is_not_undone_by_the_death_of_the_server(daemon: Daemon) -> None:
+    daemon.job("stubborn", "Stubborn", restart="always", kill_grace=3)
+    daemon.start()
+    daemon.wait_state("stubborn", "running")
+    server = daemon.server_pid()
+    assert daemon.post("/jobs/stubborn/kill", wait=0).status_code == 202
+    os.kill(server, signal.SIGKILL)
+    daemon.wait_new_server(server)
+    daemon.wait_state("stubborn", "stopped")
+    assert [job["want"] for job in daemon.jobs().values()] == ["down"]
 
 
 @pytest.mark.parametrize("leaves", [True, False])
