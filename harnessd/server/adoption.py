@@ -70,7 +70,7 @@ def plan(
         outdated = digests.get(run.run, definition.digest) != definition.digest
         row, stored = rows.get(run.job), run.run in digests
         job = _job_with_run(row, run, definition, now, stored=stored)
-        missed = None if stored or row is None else _missed(row, run)
+        missed = None if stored or row is None or known.error else _missed(row, run)
         result.adopted.append(Adopted(run.job, job, run, outdated, missed))
     result.lost = [run for run in known.runs if run.id not in held]
     for name, definition in definitions.items():

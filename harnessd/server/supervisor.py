@@ -48,6 +48,7 @@ from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
 
 _SETTLE_S = 0.5
+_FOLLOW_AGAIN_S = 5.0  # until a journal that could not be opened is tried again
 T = TypeVar("T")
 if TYPE_CHECKING:
     from harnessd.server.logs import Logs  # of files that a script does not have
@@ -540,10 +541,16 @@ class Supervisor:
             return
         except OSError as error:
             _log.error("cannot read the journal of %r: %s", entry.name, error)
+            live.unfollowed = (offset, lines)
+            asyncio.get_running_loop().call_later(_FOLLOW_AGAIN_S, self._follow_again, entry, live)
             return
         self._reader.follow(
             live.run, tape, path, lambda found: self._on_lines(entry, live, found), entry.definition.max_rate
         )
+
+    def _follow_again(self, entry: Entry, live: Live) -> None:
+        if entry.live is live and live.unfollowed is not None:
+            self._follow(entry, live, *live.unfollowed)
 
     def _on_lines(self, entry: Entry, live: Live, lines: list[Line]) -> None:
         for line in lines:
