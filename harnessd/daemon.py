@@ -314,9 +314,9 @@ class Daemon:
 
         reader = Reader(store, self._on_stored)
         counting = {entry.name for entry in self._supervisor.entries() if entry.definition.counts_lines}
-        store_left_over(reader, known, plan.lost, plan.passed, self._record, self._journals, counting)
+        store_left_over(reader, known, plan.lost, plan.passed.values(), self._record, self._journals, counting)
         for passed in plan.passed:
-            self._when_stored(partial(self._link.acknowledge, passed.run))
+            self._when_stored(partial(self._link.acknowledge, passed))
         await self._recall(self._supervisor, known)
         self._notify()
         self._supervisor.read_with(reader)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from harnessd.server import policy
 from harnessd.server.definition import Definition
@@ -28,13 +29,20 @@ class Adopted:
     missed: policy.Event | None = None  # what was asked of it while it was being forked, and did not reach it
 
 
+class Passed(NamedTuple):
+    """A run that ended unseen, of which nothing is left to do but to store that, and why it ended."""
+
+    record: ExitRecord
+    reason: ExitReason
+
+
 @dataclass(slots=True)
 class Plan:
     """What to do, in this order."""
 
     lost: list[RunStarted] = field(default_factory=list)  # their keeper died with them
     strays: list[LiveRun] = field(default_factory=list)  # of jobs that no file defines any more, to be ended
-    passed: list[ExitRecord] = field(default_factory=list)  # that changed their jobs already, or have none any more
+    passed: dict[int, Passed] = field(default_factory=dict)  # that changed their jobs already, or have none any more
     adopted: list[Adopted] = field(default_factory=list)
     idle: dict[str, policy.Job] = field(default_factory=dict)  # jobs without a run, as they were
     launch: dict[str, str] = field(default_factory=dict)  # of these, those to start, and why
@@ -60,7 +68,7 @@ def plan(
         held.add(run.run)
         definition = definitions.get(run.job)
         if isinstance(run, ExitRecord) and (definition is None or run.run in known.ended or run.job in with_run):
-            result.passed.append(run)
+            result.passed[run.run] = Passed(run, _passed_reason(rows.get(run.job), run, stored=run.run in digests))
             continue
         if definition is None:
             assert isinstance(run, LiveRun)
@@ -103,6 +111,13 @@ def _job_with_run(
     # not stored any more when the last server died.
     want = Want(row.want) if isinstance(life, policy.Stopping) else Want.UP
     return policy.Job(want, life, row.failures, row.restarts, row.ever_up)
+
+
+def _passed_reason(row: JobRow | None, run: ExitRecord, *, stored: bool) -> ExitReason:
+    """Return why the run ended: by force, if the last that is stored of the job is that it was to end."""
+    if row and row.state == State.STOPPING and (stored or _is_newer(row, run)):
+        return ExitReason.STOPPED
+    return policy.reason(policy.Job(), policy.Ended(run.code, run.signal, oom=run.oom))
 
 
 def _missed(row: JobRow, run: LiveRun | ExitRecord) -> policy.Event | None:

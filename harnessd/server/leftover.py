@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from harnessd.server.adoption import Passed
 from harnessd.server.places import journal_of, journals_in
-from harnessd.server.policy import Ended, Job, reason
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
 from harnessd.server.supervisor import run_ended
@@ -36,7 +36,7 @@ def store_left_over(
     reader: Reader,
     known: Loaded,
     lost: Iterable[RunStarted],
-    passed: Iterable[ExitRecord],
+    passed: Iterable[Passed],
     record: Callable[[Record], None],
     journals: Path,
     counting: Container[str] = (),
@@ -52,11 +52,11 @@ def store_left_over(
         record(run)
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
     unfinished = {run.id: run for run in known.runs}
-    ended = [each for each in passed if each.run not in known.ended]
-    started = [unfinished.get(each.run) or _started(each, journals) for each in ended]
+    ended = [each for each in passed if each.record.run not in known.ended]
+    started = [unfinished.get(each.record.run) or _started(each.record, journals) for each in ended]
     for run, each in zip(started, ended, strict=True):
         record(run)
-        record(run_ended(each, reason(Job(), Ended(each.code, each.signal, oom=each.oom))))
+        record(run_ended(*each))
     for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:

@@ -20,6 +20,7 @@ _CHANGED = (
 _ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
 _BY_FORCE = ("stopped", "killed", "shutdown", "lost")
 _CLOSE_S = 0.1
+_ROUNDED_S = 0.001  # a run's number is whole milliseconds
 _NOTED_S = 1.0  # from a run's start until it is stored
 _ENDED_S = 12.0  # the longest grace, a keeper that is stopped and a module that is slow to import
 
@@ -85,7 +86,7 @@ def _undone(story: Story, job: str, verdict: Verdict) -> None:
         if event.kind != "state" or event.data["to"] != "stopping" or event.data["why"] not in _ENDING:
             continue
         run = story.runs.get(event.run or 0) or next(
-            (each for each in reversed(runs) if each.asked <= event.at + _CLOSE_S), None
+            (each for each in reversed(runs) if each.asked <= event.at + _ROUNDED_S), None
         )
         if run is None or run.ended is None or run.ended < event.at - _CLOSE_S:
             continue  # it was being forked, and never was a process

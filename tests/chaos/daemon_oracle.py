@@ -18,6 +18,7 @@ _COLD = "the daemon has started"
 # What a new server does before it notes its start.
 _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was there", "its file is gone")
 _CLOSE_S = 2.0
+_LEAVES_S = 10.0  # a server that was replaced has left by then
 _UP_S = 10.0  # a new server serves within that, however loaded the machine is
 
 
@@ -110,6 +111,8 @@ def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
             verdict.wrong(f"no answer for {fact['t'] - fact['since']:.1f} s: {fact}")
     elif direct and story.was(("descriptors-out",), fact["since"], fact["t"], after_s=_CLOSE_S):
         verdict.excused["connections for which there was no descriptor"] += 1
+    elif direct and story.was(("server-replace",), fact["since"] - _LEAVES_S, fact["t"]):
+        verdict.excused["connections that a server that was replaced had accepted and heard nothing from"] += 1
     elif direct and not story.server_died(fact["since"] - _CLOSE_S, fact["t"] + _CLOSE_S):
         verdict.wrong(f"connection lost while the server lived: {fact}")
 

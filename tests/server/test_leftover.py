@@ -11,12 +11,14 @@ import pytest
 from helpers.rows import RUN, job_row
 from sqlalchemy import text
 
+from harnessd.server.adoption import Passed
 from harnessd.server.leftover import store_left_over
 from harnessd.server.places import journal_name
 from harnessd.server.reading import Reader
 from harnessd.server.records import Loaded, RunStarted
 from harnessd.server.store import Store
 from harnessd.server.tape import Tape
+from harnessd.states import ExitReason
 from harnessd.wire import ExitRecord
 
 ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
@@ -68,7 +70,7 @@ def test_an_exit_of_a_run_whose_start_was_never_stored_is_stored(
     async def stored() -> None:
         done = asyncio.Event()
         reader = Reader(store, lambda _: done.set())
-        store_left_over(reader, Loaded(), (), [ENDED], store.put, tmp_path)
+        store_left_over(reader, Loaded(), (), [Passed(ENDED, ExitReason.CRASHED)], store.put, tmp_path)
         async with asyncio.timeout(10):
             await done.wait()
         reader.close()

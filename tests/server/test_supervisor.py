@@ -168,6 +168,16 @@ def test_a_run_that_was_to_end_while_it_was_forked_and_has_ended_is_not_started_
     assert adopted(changed_us=RUN * 1000).state is State.RUNNING  # that was the run before
 
 
+@pytest.mark.parametrize(("state", "reason"), [(State.STOPPING, "stopped"), (State.RUNNING, "completed")])
+def test_why_a_run_ended_that_the_next_has_followed_already_is_told_by_what_was_stored(
+    state: State, reason: str
+) -> None:
+    known = Loaded(jobs=(job_row(state=state),), runs=(run_started(),))
+    found = plan({"etl": DEFINITION}, known, [in_memory(RUN + 1)], [ended(RUN)], cold=False, now=1000.0)
+    assert [passed.reason for passed in found.passed.values()] == [reason]
+    assert [adopted.run.run for adopted in found.adopted] == [RUN + 1]
+
+
 def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:
     host = Host()
 
