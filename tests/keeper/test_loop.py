@@ -15,7 +15,7 @@ from helpers.rig import Rig, Run
 from helpers.waiting import DEADLINE_S, until
 
 from harnessd import Command, tree
-from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL, Frame, pack_frame
+from harnessd.wire import MAX_FRAME_BYTES, PROTOCOL, Frame, RunSpec, pack_frame
 
 WAITING = """
 class Job(Cradle):
@@ -220,16 +220,26 @@ def test_sigterm_ends_every_run_and_then_the_keeper(rig: Rig) -> None:
     assert rig.process.wait(DEADLINE_S) == 0
 
 
-def test_a_run_that_the_zygote_was_asked_for_when_the_daemon_is_told_to_end_is_refused(rig: Rig) -> None:
+def _asked_of_a_stopped_zygote(rig: Rig) -> tuple[int, RunSpec]:
     rig.ask("preload", modules=["xml.dom.minidom"])
     (zygote,) = children(rig.process.pid)
     os.kill(zygote, signal.SIGSTOP)
     spec = rig.spec(WAITING)
     rig.tell({"op": "spawn", "id": 77, "spec": spec.to_frame()})
+    return zygote, spec
+
+
+def _answer(rig: Rig, request: int) -> Frame:
+    while (frame := rig._next()[0]).get("re") != request:
+        pass
+    return frame
+
+
+def test_a_run_that_the_zygote_was_asked_for_when_the_daemon_is_told_to_end_is_refused(rig: Rig) -> None:
+    _, spec = _asked_of_a_stopped_zygote(rig)
     rig.ask("ack", run=1)  # what comes before is heard
     rig.process.send_signal(signal.SIGTERM)
-    while (frame := rig._next()[0]).get("re") != 77:
-        pass
+    frame = _answer(rig, 77)
     assert "the daemon is ending" in frame["error"]
     assert rig.process.wait(DEADLINE_S) == 0
     assert not tree.members({spec.mark})
@@ -243,14 +253,9 @@ def test_a_run_that_the_zygote_cannot_fork_is_refused_with_the_reason(rig: Rig) 
 
 
 def test_a_run_whose_end_is_asked_for_while_the_zygote_forks_it_never_starts(rig: Rig) -> None:
-    rig.ask("preload", modules=["xml.dom.minidom"])
-    (zygote,) = children(rig.process.pid)
-    os.kill(zygote, signal.SIGSTOP)
-    spec = rig.spec(WAITING)
-    rig.tell({"op": "spawn", "id": 77, "spec": spec.to_frame()})
+    zygote, spec = _asked_of_a_stopped_zygote(rig)
     rig.tell({"op": "end", "id": 78, "run": spec.run, "grace": 0.0})
-    while (frame := rig._next()[0]).get("re") != 77:
-        pass
+    frame = _answer(rig, 77)
     assert "it was ended before" in frame["error"]
     os.kill(zygote, signal.SIGCONT)
     rig.spawn(WAITING).until_said("up")
