@@ -35,6 +35,7 @@ from harnessd.web.problem import response_for
 from harnessd.web.room import Room
 
 _PIECE_BYTES = 1024
+_FIRST_S = 0.2  # for the first request of a connection, when the server leaves
 
 
 class _Reading(Enum):
@@ -90,6 +91,13 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._room.leave(self)
         self._held = b""
+
+    def shutdown(self) -> None:
+        """Close once what is under way is answered. Whoever has just connected is about to ask, and is heard."""
+        if self.cycle is None and not self._outlet.is_closing():
+            self.loop.call_later(_FIRST_S, super().shutdown)
+        else:
+            super().shutdown()
 
     # what comes in
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from harnessd.server.settings import Http
 from harnessd.web import serving
 from harnessd.web.body import read_body
+from harnessd.web.connection import Connection
 from harnessd.web.listening import bind, bind_unix
 from harnessd.web.problem import response_for
 from harnessd.web.serving import HttpServer
@@ -176,6 +177,27 @@ ENDLESS_HEADS = {
     "headers": b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 20_000,
     "blank lines": b"\r\n" * 50_000,
 }
+
+
+@in_a_loop
+async def test_whoever_connects_while_the_server_leaves_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = asyncio.Event()
+    shutdown = Connection.shutdown
+
+    def leave(connection: Connection) -> None:
+        shutdown(connection)
+        leaves.set()
+
+    monkeypatch.setattr(Connection, "shutdown", leave)
+    async with site() as served:
+        asking, silent = await served.connect(), await served.connect()
+        assert (await served.ask())[0] == 200  # they are accepted
+        stopping = asyncio.create_task(served.server.stop())
+        await leaves.wait()
+        asking[1].write(GET)
+        assert (await answer(asking))[0] == 200
+        assert await until_closed(silent) == b""
+        await stopping
 
 
 @in_a_loop
