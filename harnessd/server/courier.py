@@ -128,6 +128,9 @@ class Program:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    process.kill()  # it may have left its group
+                await process.wait()
         if process.returncode:
             raise Undelivered(f"its exit code was {process.returncode}")
 
