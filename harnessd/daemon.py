@@ -21,7 +21,7 @@ _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # setting
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
     from harnessd.server.adoption import Plan
     from harnessd.server.configdir import Loaded
@@ -93,7 +93,7 @@ class Daemon:
 
     async def _run(self, link: Link) -> None:
         from harnessd.server import places
-        from harnessd.server.leftover import with_unstored
+        from harnessd.server.leftover import end_unheld, with_unstored
         from harnessd.server.logs import Logs
         from harnessd.server.supervisor import Folders, Supervisor
 
@@ -120,7 +120,7 @@ class Daemon:
         link.preload(settings.preload)
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
         known = with_unstored(self._known(state), journals, held)
-        _end_unheld(known, journals, held)
+        end_unheld(known, journals, held)
         cold = hello["server_starts"] == 1
         plan = self._take_over(supervisor, inventory, known, cold=cold)
         for run in plan.strays:
@@ -509,15 +509,6 @@ def _listen_locally(link: Link, inventory: Inventory, state: Path) -> list[socke
         return []
     link.store(name, [listening.fileno()])
     return [listening]
-
-
-def _end_unheld(known: Known, journals: Path, held: Container[int]) -> None:
-    """Nothing of a run may be left that the keeper does not have: another held it, and was killed."""
-    from harnessd import tree
-    from harnessd.server.places import journals_in
-
-    marks = {run.id: run.mark for run in known.runs} | {run: mark for run, mark, _, _ in journals_in(journals)}
-    tree.end_all({mark for run, mark in marks.items() if run not in held})
 
 
 async def _is_gone(keeper_pid: int) -> bool:

@@ -358,10 +358,10 @@ def _journals(settings: ScriptSettings) -> tuple[Path, int]:
 
 def _store_left_over(archive: ScriptArchive, folder: Path, reader: Reader, supervisor: Supervisor) -> None:
     """End and store what a script that was killed has left."""
-    from harnessd.server.leftover import store_left_over, with_unstored
+    from harnessd.server.leftover import end_unheld, store_left_over, with_unstored
 
     known = with_unstored(archive.known, folder, ())
-    tree.end_all({run.mark for run in known.runs})
+    end_unheld(known, folder, ())
     store_left_over(reader, known, known.runs, (), supervisor.record, folder)
     supervisor.seen_id(known.last_run)
 

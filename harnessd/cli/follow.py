@@ -53,8 +53,7 @@ def logs(
         if follow:
             _follow_log(client, name, query)
         else:
-            with client.stream(_log_path(name), query, timeout_s=ANSWER_S) as response:
-                copy_whole(response)
+            copy_whole(client, _log_path(name), query)
 
 
 def _log_path(name: str) -> str:
@@ -70,15 +69,16 @@ def _copy(response: http.client.HTTPResponse) -> int:
     return count
 
 
-def copy_whole(response: http.client.HTTPResponse) -> None:
-    """Print the answer. Raises Failure when it breaks off."""
-    try:
-        while piece := response.read1(_PIECE_BYTES):
-            render.as_it_is(piece)
-    except BROKEN as error:
-        raise Failure(Code.UNREACHABLE, f"the answer broke off: {error}") from None
-    if response.length:  # of what was announced, so much did not come
-        raise Failure(Code.UNREACHABLE, "the answer broke off")
+def copy_whole(client: Client, path: str, query: dict[str, Any]) -> None:
+    """Print what is answered. Raises Failure when that breaks off."""
+    with client.stream(path, query, timeout_s=ANSWER_S) as response:
+        try:
+            while piece := response.read1(_PIECE_BYTES):
+                render.as_it_is(piece)
+        except BROKEN as error:
+            raise Failure(Code.UNREACHABLE, f"the answer broke off: {error}") from None
+        if response.length:  # of what was announced, so much did not come
+            raise Failure(Code.UNREACHABLE, "the answer broke off")
 
 
 def _next_piece(response: http.client.HTTPResponse) -> bytes:
@@ -96,8 +96,7 @@ def _follow_log(client: Client, name: str, query: dict[str, Any]) -> None:
             offset = start + _copy(response)
         query = query | {"tail": None, "since_offset": offset}
         if query["run"] is not None and client.ask("GET", f"/jobs/{quoted(name)}/hb").data.get("run") != query["run"]:
-            with client.stream(_log_path(name), query, timeout_s=ANSWER_S) as response:
-                copy_whole(response)  # it may have ended after the stream had broken off
+            copy_whole(client, _log_path(name), query)  # it may have ended after the stream had broken off
             return
         time.sleep(_AGAIN_S)
 

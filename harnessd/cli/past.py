@@ -9,7 +9,7 @@ import typer
 
 from harnessd.cli import render
 from harnessd.cli.choose import choose, default_job
-from harnessd.cli.client import ANSWER_S, Client, quoted, reach
+from harnessd.cli.client import Client, quoted, reach
 from harnessd.cli.options import PAST, Json, Names, NamesOrAll, Tag
 from harnessd.cli.outcome import Code, Failure
 from harnessd.cli.render import Cell, Grid
@@ -145,8 +145,10 @@ def _show(
     if query["cursor"] and len(paths) > 1:
         raise Failure(Code.USAGE, "cannot use --cursor for several jobs: it belongs to the pages of one")
     if as_json or format:
+        from harnessd.cli.follow import copy_whole
+
         for path in paths:
-            _copy(client, path, query | {"format": format or "json"})
+            copy_whole(client, path, query | {"format": format or "json"})
         return
     pages = [client.get(path, query).data for path in paths]
     render.show(_grid([row for page in pages for row in page["rows"]]))
@@ -160,13 +162,6 @@ def _paths(client: Client, what: str, names: Sequence[str] | None, tag: str | No
     if tag is not None:
         return choose(client, ["*"], tag).paths(what)
     return [f"/{what}"] if what in ("history", "events") else [f"/jobs/{quoted(default_job(client))}/{what}"]
-
-
-def _copy(client: Client, path: str, query: dict[str, Any]) -> None:
-    from harnessd.cli.follow import copy_whole
-
-    with client.stream(path, query, timeout_s=ANSWER_S) as response:
-        copy_whole(response)
 
 
 # rows

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from harnessd import tree
 from harnessd.server.adoption import Passed
 from harnessd.server.places import journal_of, journals_in
 from harnessd.server.reading import Reader
@@ -30,6 +31,16 @@ def with_unstored(known: Loaded, folder: Path, held: Iterable[int]) -> Loaded:
         if run not in seen
     ]
     return replace(known, runs=(*known.runs, *found), last_run=max([known.last_run, *(run.id for run in found)]))
+
+
+def end_unheld(known: Loaded, folder: Path, held: Container[int]) -> None:
+    """End what is left of runs that the keeper does not have: another held them, and was killed. `known` is with the
+    unstored; where it could not be read, the journals tell of all runs."""
+    marks = {run.id: run.mark for run in known.runs}
+    if known.error:
+        marks = {run: mark for run, mark, _, _ in journals_in(folder)}
+    if left := {mark for run, mark in marks.items() if run not in held}:
+        tree.end_all(left)
 
 
 def store_left_over(

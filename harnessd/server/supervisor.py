@@ -224,11 +224,11 @@ class Supervisor:
         if unread:
             launches = any(isinstance(action, policy.Spawn) for action in step.actions)
             self._send(entry, unread, _packet(entry, unread), to_next=launches)
+        queued = unread is not None
         with self.together():
-            queued = unread is not None
             self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": queued})
             self._take(entry, step, verb)
-        return Receipt(number, entry.name, verb, entry.job.state, unread is not None), unread
+        return Receipt(number, entry.name, verb, entry.job.state, queued), unread
 
     async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
         """Merge the data into the job's config, for this run and all later ones."""

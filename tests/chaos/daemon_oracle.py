@@ -8,7 +8,7 @@ from collections import Counter
 from statistics import median
 
 from chaos.oracle import Verdict
-from chaos.story import Fact, Story
+from chaos.story import SERVER_ENDS, Fact, Story
 
 _WARM_S, _LIFE_S = 15.0, 45.0  # a process is measured from the first on, if it lived for the second
 _FDS = {"keeper": 60, "server": 120}  # allowed from early to late: some 30 runs more or less, and connections
@@ -119,10 +119,7 @@ def _unanswered(story: Story, fact: Fact, verdict: Verdict) -> None:
 
 def _none_came_up(story: Story, fact: Fact) -> bool:
     """Return whether servers were killed at the beginning of the wait and towards its end."""
-    return all(
-        story.was(("server-kill", "fork-cut", "keeper-kill", "down"), at, at + _UP_S)
-        for at in (fact["since"], fact["t"] - _UP_S)
-    )
+    return all(story.was(SERVER_ENDS, at, at + _UP_S) for at in (fact["since"], fact["t"] - _UP_S))
 
 
 def _growth(story: Story, verdict: Verdict) -> None:

@@ -18,6 +18,7 @@ from chaos.witness import now
 
 Fact = dict[str, Any]
 _RUN = re.compile(r"run (\d+)$")
+SERVER_ENDS = ("server-kill", "fork-cut", "keeper-kill", "down")
 _STORAGE = ("disk-full", "database-lock", "server-stop", "descriptors-out")
 _SETTLE_S = 8.0  # after its end a fault may still be felt: the longest wait until the database is tried again, and more
 
@@ -170,9 +171,7 @@ class Story:
 
     def server_died(self, since: float, until: float) -> bool:
         """Return whether a server ended in that time, or was replaced."""
-        return self.was(("server-kill", "fork-cut", "keeper-kill", "down"), since, until) or any(
-            since <= at <= until for at in self._server_starts
-        )
+        return self.was(SERVER_ENDS, since, until) or any(since <= at <= until for at in self._server_starts)
 
     @cached_property
     def _server_starts(self) -> list[float]:
