@@ -93,9 +93,11 @@ class Daemon:
 
     async def _run(self, link: Link) -> None:
         from harnessd.server import places
+        from harnessd.server.host import EndNote
         from harnessd.server.leftover import end_unheld, with_unstored
         from harnessd.server.logs import Logs
         from harnessd.server.supervisor import Folders, Supervisor
+        from harnessd.states import ExitReason, Want
 
         hello = await link.hello()
         inventory = await link.inventory()
@@ -125,7 +127,7 @@ class Daemon:
         plan = self._take_over(supervisor, inventory, known, cold=cold)
         for run in plan.strays:
             os.close(run.mailbox)
-            link.end(run.run, _STRAY_GRACE_S)
+            link.end(run.run, _STRAY_GRACE_S, EndNote(ExitReason.STOPPED, Want.DOWN))
         if link.ending:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})

@@ -172,6 +172,7 @@ class ExitRecord:
     peak_rss_bytes: int
     leftover: int  # processes of its tree that had to be ended after it
     oom: bool = False  # the kernel has killed of it for want of memory
+    end_note: dict[str, Any] = field(default_factory=dict)  # of whoever had it ended
 
     def to_frame(self) -> Frame:
         return _fields(self)

@@ -41,6 +41,7 @@ class Child:
     probe_s: float = _PROBE_S
     leftover: int = 0
     untouchable: bool = False  # it has become another user's, through a setuid program
+    end_note: Frame = field(default_factory=dict)  # of the server that had it ended, for the next one
 
     def to_frame(self) -> Frame:
         return {
@@ -51,8 +52,8 @@ class Child:
             "start_ticks": self.start_ticks,
             "started_at": self.started_at,
             "journal": self.spec.journal,
-            "ending": self.kill_at < math.inf,
             "limits": self.limits,
+            "end_note": self.end_note,
         }
 
 
@@ -133,9 +134,8 @@ class Children:
                 child.probe_at = now + _REAP_S
                 return False
             del self.live[child.spec.run]
-            if child.cell and child.cell.oom_kills():
-                child.exit = replace(child.exit, oom=True)
-            self.exits[child.spec.run] = child.exit
+            oom = bool(child.cell and child.cell.oom_kills())
+            self.exits[child.spec.run] = replace(child.exit, oom=oom, end_note=child.end_note)
             return True
         if child.exit and not child.leftover:
             child.leftover = len(alive)

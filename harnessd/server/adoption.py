@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harnessd.server import policy
 from harnessd.server.definition import Definition
-from harnessd.server.host import LiveRun
+from harnessd.server.host import EndNote, LiveRun
 from harnessd.server.records import JobRow, Loaded, RunStarted
 from harnessd.states import ExitReason, State, Want
 from harnessd.wire import ExitRecord
@@ -96,33 +96,42 @@ def _job_with_run(
 ) -> policy.Job:
     """Return the job as it is. The row may be of the run before, if this one is not `stored`."""
     since = now - run.mono_s if isinstance(run, ExitRecord) else now - run.uptime_s()
-    ending = isinstance(run, LiveRun) and run.ending
-    if row is None:  # the database was lost: it runs, so it was wanted
-        return policy.Job(Want.UP, policy.Running(since), proven=True)
+    note = EndNote.of(run)
+    want = Want.UP  # it runs, so it was wanted, whatever was not stored any more when the last server died
     life: policy.Life = policy.Running(since)
-    stopping = row.state == State.STOPPING and (stored or (isinstance(run, ExitRecord) and _is_newer(row, run)))
-    if ending or stopping:
-        life = policy.Stopping(since, ExitReason.STOPPED, forced=ending or not definition.rules.messages)
+    if note:
+        want = Want(row.want) if row and row.changed_us > note.at_us else note.want
+        life = policy.Stopping(since, note.reason, forced=True)
+    elif row is None:  # the database was lost
+        pass
+    elif row.state == State.STOPPING and (stored or (isinstance(run, ExitRecord) and _is_newer(row, run))):
+        want = Want(row.want)
+        life = policy.Stopping(since, ExitReason.STOPPED, forced=not definition.rules.messages)
     elif stored and row.state == State.PAUSED:
         life = policy.Paused(since)
     elif not row.ever_up and now - since < definition.rules.start_seconds:
         life = policy.Starting(since)
-    # A stop or a kill that the database knows has left its mark in the state; any other run is wanted, whatever was
-    # not stored any more when the last server died.
-    want = Want(row.want) if isinstance(life, policy.Stopping) else Want.UP
+    if row is None:
+        return policy.Job(want, life, proven=True)
     return policy.Job(want, life, row.failures, row.restarts, row.ever_up)
 
 
 def _passed_reason(row: JobRow | None, run: ExitRecord, *, stored: bool) -> ExitReason:
     """Return why the run ended: by force, if the last that is stored of the job is that it was to end."""
-    if row and row.state == State.STOPPING and (stored or _is_newer(row, run)):
+    if row and row.state == State.STOPPING and (stored or _is_newer(row, run)) and not run.end_note:
         return ExitReason.STOPPED
-    return policy.reason(policy.Job(), policy.Ended(run.code, run.signal, oom=run.oom))
+    return unseen_reason(run)
+
+
+def unseen_reason(run: ExitRecord) -> ExitReason:
+    """Return why the run ended, by what its host tells alone."""
+    note = EndNote.of(run)
+    return note.reason if note else policy.reason(policy.Job(), policy.Ended(run.code, run.signal, oom=run.oom))
 
 
 def _missed(row: JobRow, run: LiveRun | ExitRecord) -> policy.Event | None:
     """Return the verb that the row tells of, if it came when the run had its number and was not told of yet."""
-    if isinstance(run, ExitRecord) or run.ending or not _is_newer(row, run):
+    if isinstance(run, ExitRecord) or run.end_note or not _is_newer(row, run):
         return None
     if row.state == State.STOPPING:
         return policy.StopAsked() if row.want == Want.DOWN else policy.RestartAsked()

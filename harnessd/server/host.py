@@ -7,9 +7,28 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
-from harnessd.wire import ExitRecord, RunSpec
+from harnessd.states import ExitReason, Want
+from harnessd.wire import ExitRecord, Frame, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EndNote:
+    """Why a run is ended, and whether its job is still wanted: the host tells it to a server that does not know."""
+
+    reason: ExitReason
+    want: Want
+    at_us: int = field(default_factory=lambda: time.time_ns() // 1000)  # when that was decided
+
+    def to_frame(self) -> Frame:
+        return {"reason": self.reason, "want": self.want, "at_us": self.at_us}
+
+    @classmethod
+    def of(cls, run: LiveRun | ExitRecord) -> Self | None:
+        """Return what was noted of the run; None if no server has ended it."""
+        note = run.end_note
+        return cls(ExitReason(note["reason"]), Want(note["want"]), note["at_us"]) if note else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +42,10 @@ class LiveRun:
     start_ticks: int
     started_at: float  # wall clock, epoch seconds
     journal: str
-    ending: bool
     mailbox: int  # descriptor, ours to close
     page: memoryview  # its pulse
     limits: dict[str, str] = field(default_factory=dict)  # how each is enforced: "cgroup", "rlimit" or "none"
+    end_note: Frame = field(default_factory=dict)
 
     def uptime_s(self) -> float:
         """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
@@ -50,7 +69,7 @@ class Host(Protocol):
     async def spawn(self, spec: RunSpec) -> LiveRun:
         """Return the run once it is a process; raise SpawnFailed."""
 
-    def end(self, run: int, grace_s: float) -> None:
+    def end(self, run: int, grace_s: float, note: EndNote) -> None:
         """Have the run's tree ended: SIGTERM, and SIGKILL after the grace. `on_exit` tells when nothing is left.
 
         One that was asked for and is no process yet is ended as soon as it is one."""

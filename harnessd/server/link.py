@@ -14,7 +14,8 @@ from typing import Any
 from harnessd.channel import Channel
 from harnessd.errors import HarnessError, KeeperLost, SpawnFailed, WireError
 from harnessd.job import pulse
-from harnessd.server.host import Inventory, LiveRun
+from harnessd.server.host import EndNote, Inventory, LiveRun
+from harnessd.states import ExitReason, Want
 from harnessd.wire import PROTOCOL, ExitRecord, Frame, RunSpec
 
 _log = logging.getLogger(__name__)
@@ -70,11 +71,11 @@ class Link:
         try:
             return _live_run(reply, fds)
         except OSError as error:  # no descriptor or no memory is left to look at it with
-            self.end(spec.run, 0.0)
+            self.end(spec.run, 0.0, EndNote(ExitReason.UNSTARTED, Want.UP))
             raise SpawnFailed(f"cannot start {spec.job!r}: {error}") from None
 
-    def end(self, run: int, grace_s: float) -> None:
-        self._tell({"op": "end", "run": run, "grace": grace_s})
+    def end(self, run: int, grace_s: float, note: EndNote) -> None:
+        self._tell({"op": "end", "run": run, "grace": grace_s, "note": note.to_frame()})
 
     def signal(self, run: int, number: signal.Signals) -> None:
         self._tell({"op": "signal", "run": run, "signals": [number], "tree": True})

@@ -32,13 +32,13 @@ from harnessd.errors import (
     WrongState,
 )
 from harnessd.server import policy
-from harnessd.server.adoption import Adopted
+from harnessd.server.adoption import Adopted, unseen_reason
 from harnessd.server.checks import Checks
 from harnessd.server.definition import Definition
 from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
 from harnessd.server.finding import find
 from harnessd.server.hangs import Hangs
-from harnessd.server.host import Host, LiveRun
+from harnessd.server.host import EndNote, Host, LiveRun
 from harnessd.server.known import completed
 from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
@@ -334,9 +334,10 @@ class Supervisor:
             case policy.End(grace_s):
                 grace_s = entry.definition.kill_grace_s if grace_s is None else grace_s
                 if entry.live:
-                    self._host.end(entry.live.run, grace_s)
+                    self._host.end(entry.live.run, grace_s, _end_note(entry.job))
                 elif entry.spawning:  # right behind the request for it
-                    asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, grace_s)
+                    loop = asyncio.get_running_loop()
+                    loop.call_soon(self._host.end, entry.spawning, grace_s, _end_note(entry.job))
             case policy.Freeze() | policy.Thaw():
                 number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
                 if entry.live:
@@ -468,8 +469,9 @@ class Supervisor:
         if isinstance(adopted.run, LiveRun):
             self.attach(entry, adopted.run, offset=offset, lines=lines)
             self._note(entry, "adopted", None, {"pid": adopted.run.pid})
-            if isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced and not adopted.run.ending:
-                self._host.end(adopted.run.run, entry.definition.kill_grace_s)  # the keeper was not told before
+            if isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced and not adopted.run.end_note:
+                note = _end_note(entry.job)  # the keeper was not told before
+                self._host.end(adopted.run.run, entry.definition.kill_grace_s, note)
         else:
             self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
             self._on_exit(adopted.run)
@@ -490,7 +492,6 @@ class Supervisor:
             start_ticks=0,
             started_at=record.at - record.wall_s,
             journal=str(journal_of(self._folders.journals, record.run)),
-            ending=True,
             mailbox=-1,
             page=memoryview(bytearray(16)).cast("Q"),
         )
@@ -588,8 +589,9 @@ class Supervisor:
             self._early_exits[record.run] = record
             return
         self._by_run.pop(record.run, None)
-        if entry is None or entry.live is None:
-            self._host.acknowledge(record.run)
+        if entry is None or entry.live is None:  # of a job that no file defines any more
+            self.record(run_ended(record, unseen_reason(record)))
+            self.when_stored(lambda: self._host.acknowledge(record.run))
             return
         live = entry.live
         live.ended = True
@@ -653,6 +655,11 @@ def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:
         wall_s=record.wall_s,
         mono_s=record.mono_s,
     )
+
+
+def _end_note(job: policy.Job) -> EndNote:
+    assert isinstance(job.life, policy.Stopping)
+    return EndNote(job.life.reason, job.want)
 
 
 def _at_once(then: Callable[[], None]) -> None:

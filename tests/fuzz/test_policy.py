@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from harnessd.errors import Refused, SpawnFailed
 from harnessd.server import policy, supervisor
 from harnessd.server.definition import Definition
-from harnessd.server.host import LiveRun
+from harnessd.server.host import EndNote, LiveRun
 from harnessd.server.policy import Rules
 from harnessd.server.records import Event, RunEnded, RunStarted
 from harnessd.server.supervisor import Folders, Supervisor
@@ -110,7 +110,7 @@ class FakeHost:
         for end in (ours, theirs):
             end.setblocking(False)
         page = memoryview(bytearray(64)).cast("Q")
-        about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, False, ours.detach(), page)
+        about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, ours.detach(), page)
         run = FakeRun(*about, clock=self.clock, since=self.clock.now)
         self.processes.append(Process(run, theirs, ending=self.ending or spec.run in self.to_end))
         reply.set_result(run)
@@ -125,7 +125,7 @@ class FakeHost:
         for process in self.processes:
             process.ending, process.frozen = True, False
 
-    def end(self, run: int, grace_s: float) -> None:
+    def end(self, run: int, grace_s: float, note: EndNote) -> None:
         """End it; one that is no process yet is ended as soon as it is one."""
         assert run in [each.run.run for each in self.processes] + [spec.run for spec, _ in self.asked]
         self.to_end.add(run)

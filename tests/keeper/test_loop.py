@@ -57,12 +57,24 @@ def test_hello_says_who_it_is(rig: Rig) -> None:
 def test_spawn_answers_with_the_run_and_its_mailbox_and_page(rig: Rig) -> None:
     run = rig.spawn(WAITING)
     assert run.frame["pid"] == run.pid and run.frame["start_ticks"] == tree.start_ticks(run.pid)
-    assert run.frame["mark"] == run.spec.mark and run.frame["ending"] is False
+    assert run.frame["mark"] == run.spec.mark
     run.send(Command.PAUSE)
     run.until_said("PAUSE")
     assert os.pread(run.fds[1], 8, 0) == (2).to_bytes(8, "little")  # two polls
     run.send(Command.STOP)
     assert rig.ended(run)["code"] == 0
+
+
+def test_what_a_server_notes_of_an_end_is_told_to_the_next_with_the_run_and_with_its_exit(rig: Rig) -> None:
+    run, other = rig.spawn(STUBBORN), rig.spawn(WAITING)
+    run.until_said("up")
+    assert run.frame["end_note"] == {}
+    rig.ask("end", run=run.spec.run, grace=1000, note={"reason": "hung"})
+    rig.ask("list")
+    assert rig.event("child", run=run.spec.run)[0]["end_note"] == {"reason": "hung"}
+    assert rig.event("child", run=other.spec.run)[0]["end_note"] == {}
+    rig.ask("end", run=run.spec.run, grace=0, note={"reason": "killed"})
+    assert rig.ended(run)["end_note"] == {"reason": "killed"}
 
 
 def test_exit_record_tells_how_it_ended_and_what_it_used(rig: Rig) -> None:

@@ -17,10 +17,10 @@ from harnessd import tree
 from harnessd.server import policy
 from harnessd.server.adoption import Adopted, plan
 from harnessd.server.definition import Definition
-from harnessd.server.host import LiveRun
+from harnessd.server.host import EndNote, LiveRun
 from harnessd.server.reading import Reader
-from harnessd.server.records import JournalDone, Loaded, Record, RunEnded
-from harnessd.server.supervisor import Folders, Supervisor
+from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunEnded
+from harnessd.server.supervisor import Folders, Supervisor, run_ended
 from harnessd.states import ExitReason, State, Want
 from harnessd.wire import ExitRecord, RunSpec
 
@@ -42,7 +42,7 @@ class Host:
         self.asked.put_nowait(spec)
         return await self.forked.get()
 
-    def end(self, run: int, grace_s: float) -> None:
+    def end(self, run: int, grace_s: float, note: EndNote) -> None:
         self.ended.append(run)
 
     def signal(self, run: int, number: int) -> None: ...
@@ -58,7 +58,7 @@ def ended(run: int) -> ExitRecord:
 def live(spec: RunSpec) -> LiveRun:
     page: Any = memoryview(bytearray(64)).cast("Q")
     ticks = tree.start_ticks(os.getpid())
-    return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, 1.0, spec.journal, False, -1, page)
+    return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, 1.0, spec.journal, -1, page)
 
 
 def write(journal: str) -> None:
@@ -137,7 +137,7 @@ def test_the_end_of_a_run_and_of_its_job_are_recorded_together(tmp_path: Path) -
 
 def in_memory(run: int = RUN) -> LiveRun:
     page: Any = memoryview(bytearray(64)).cast("Q")
-    return LiveRun(run, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", False, -1, page)
+    return LiveRun(run, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", -1, page)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,51 @@ def test_why_a_run_ended_that_the_next_has_followed_already_is_told_by_what_was_
     found = plan({"etl": DEFINITION}, known, [in_memory(RUN + 1)], [ended(RUN)], cold=False, now=1000.0)
     assert [passed.reason for passed in found.passed.values()] == [reason]
     assert [adopted.run.run for adopted in found.adopted] == [RUN + 1]
+
+
+@pytest.mark.parametrize("row", [None, job_row(), job_row(state=State.STOPPING)])
+@pytest.mark.parametrize("is_live", [True, False])
+def test_why_a_run_ends_and_whether_its_job_is_wanted_is_known_from_its_host(row: JobRow | None, is_live: bool) -> None:
+    note = EndNote(ExitReason.HUNG, Want.DOWN, 10).to_frame()
+    known = Loaded(jobs=(row,) if row else (), runs=(run_started(),))
+    lives, exits = (
+        ([replace(in_memory(), end_note=note)], []) if is_live else ([], [replace(ended(RUN), end_note=note)])
+    )
+    (adopted,) = plan({"etl": DEFINITION}, known, lives, exits, cold=False, now=1000.0).adopted
+    assert adopted.missed is None and adopted.job.want is Want.DOWN
+    assert isinstance(adopted.job.life, policy.Stopping)
+    assert adopted.job.life.forced and adopted.job.life.reason is ExitReason.HUNG
+
+
+def test_what_was_wanted_after_a_run_was_told_to_end_counts() -> None:
+    note = EndNote(ExitReason.KILLED, Want.DOWN, 10).to_frame()
+    row = job_row(state=State.STOPPING, want=Want.UP, changed_us=11)
+    known = Loaded(jobs=(row,), runs=(run_started(),))
+    live = replace(in_memory(), end_note=note)
+    (adopted,) = plan({"etl": DEFINITION}, known, [live], [], cold=False, now=1000.0).adopted
+    assert adopted.job.want is Want.UP
+
+
+def test_why_a_run_ended_whose_job_is_gone_is_known_from_its_host() -> None:
+    record = replace(ended(RUN), end_note=EndNote(ExitReason.KILLED, Want.DOWN).to_frame())
+    known = Loaded(runs=(run_started(),))
+    assert plan({}, known, [], [record], cold=False, now=1000.0).passed[RUN].reason is ExitReason.KILLED
+
+
+def test_the_exit_of_a_run_whose_job_no_file_defines_is_stored_as_it_was(tmp_path: Path) -> None:
+    records: list[Record] = []
+    host = Host()
+
+    async def ends() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
+        reader = Reader(None, lambda _: None)
+        supervisor.read_with(reader)
+        host.on_exit(ended(RUN))
+        reader.close()
+
+    asyncio.run(ends())
+    assert records == [run_ended(ended(RUN), ExitReason.COMPLETED)]
+    assert host.acknowledged == [RUN]
 
 
 def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:

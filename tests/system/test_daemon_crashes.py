@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -321,16 +321,23 @@ def test_keeper_and_server_killed_at_once_leave_nothing_to_the_next_serve(
     daemon.wait_for(lambda: daemon.status("forks")["pids"] != escaped, "a new run reports")
 
 
-def test_a_kill_that_was_answered_is_not_undone_by_the_death_of_the_server(daemon: Daemon) -> None:
-    daemon.job("stubborn", "Stubborn", restart="always", kill_grace=3)
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_kill_that_was_answered_is_not_undone_by_the_death_of_the_server(
+    daemon: Daemon, tmp_path: Path, stored: bool
+) -> None:
+    daemon.job("stubborn", "Stubborn", restart="always", kill_grace=5)
     daemon.start()
     daemon.wait_state("stubborn", "running")
     server = daemon.server_pid()
-    assert daemon.post("/jobs/stubborn/kill", wait=0).status_code == 202
-    os.kill(server, signal.SIGKILL)
-    daemon.wait_new_server(server)
+    with closing(sqlite3.connect(tmp_path / "state" / "harnessd.db", isolation_level=None)) as other:
+        if not stored:
+            other.execute("BEGIN EXCLUSIVE")
+        assert daemon.post("/jobs/stubborn/kill", wait=0).status_code == 202
+        os.kill(server, signal.SIGKILL)
+        daemon.wait_new_server(server)
     daemon.wait_state("stubborn", "stopped")
-    assert [job["want"] for job in daemon.jobs().values()] == ["down"]
+    job = daemon.get("/jobs/stubborn").json()
+    assert (job["want"], job["last_exit"]["reason"]) == ("down", "killed")
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -46,7 +46,7 @@ class NoHost:
     async def spawn(self, spec: Any) -> Any:
         raise SpawnFailed(f"cannot start {spec.job!r}: no host")
 
-    def end(self, run: int, grace_s: float) -> None:
+    def end(self, run: int, *_: Any) -> None:
         raise AssertionError("there is no run")
 
     signal = acknowledge = end
