@@ -18,7 +18,6 @@ _CHANGED = (
     "the daemon has started",
 )
 _ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
-_BY_FORCE = ("stopped", "killed", "shutdown", "lost")
 _CLOSE_S = 0.1
 _ROUNDED_S = 0.001  # a run's number is whole milliseconds
 _NOTED_S = 1.0  # from a run's start until it is stored
@@ -79,6 +78,10 @@ def _for_good_since(run: Run, restart: str) -> float | None:
     return None
 
 
+def _reasons(why: str) -> tuple[str, ...]:
+    return ("killed", "shutdown", "lost") if why == "kill" else ("stopped", "killed", "shutdown", "lost")
+
+
 def _undone(story: Story, job: str, verdict: Verdict) -> None:
     """A run that is to end by force has ended so, and soon, whoever dies meanwhile."""
     runs = [run for run in story.runs.values() if run.job == job]
@@ -91,10 +94,7 @@ def _undone(story: Story, job: str, verdict: Verdict) -> None:
         if run is None or run.ended is None or run.ended < event.at - _CLOSE_S:
             continue  # it was being forked, and never was a process
         verdict.looked_at["ends by force"] += 1
-        unstored = story.storage_failed(event.at, run.ended) and story.server_died(event.at, story.stored_by(run.ended))
-        if run.reason not in _BY_FORCE and unstored:
-            verdict.excused["ended by force, and the server died before it could store why"] += 1
-        elif run.reason not in _BY_FORCE:
+        if run.reason not in _reasons(event.data["why"]):
             verdict.wrong(f"end undone: {job}, run {run.id} at {run.ended:.3f}: {run.reason}, after {event.data}")
         elif run.reason != "lost" and run.ended - event.at > _ENDED_S:
             verdict.wrong(f"end late: {job}, run {run.id} at {run.ended:.3f}, asked at {event.at:.3f}: {event.data}")

@@ -9,7 +9,6 @@ from itertools import pairwise
 from chaos.story import Fact, Run, Story
 
 _CLOSE_S = 2.0  # between a process's end and what it did last, on a host that is busy
-_RETRY_S = 12.0  # until what could not be stored is stored, after a fault of the longest kind
 _TICK_S = 0.011  # a shell knows the time to a hundredth
 
 
@@ -116,11 +115,9 @@ def _code_unchosen(story: Story, run: Run, start: Fact | None, exit: Fact | None
 
 
 def _explained(story: Story, run: Run) -> bool:
-    """Return whether somebody other than harnessd signalled it, or the server that did so has died."""
+    """Return whether somebody other than harnessd signalled it."""
     ended = run.ended or 0.0
-    hit = any(at <= ended + _CLOSE_S for at in story.hits.get(run.id, ()))
-    unstored = story.storage_failed(ended, ended) and story.server_died(ended, ended + _RETRY_S)
-    return hit or unstored or story.server_died(ended - _CLOSE_S * 3, ended + _CLOSE_S)
+    return any(at <= ended + _CLOSE_S for at in story.hits.get(run.id, ()))
 
 
 def _one_at_a_time(job: str, facts: list[Fact], verdict: Verdict) -> None:
