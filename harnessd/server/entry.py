@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import re
 import signal
+import termios
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from harnessd import tree
 from harnessd.errors import MailboxClosed, MailboxFull, TooLarge
@@ -72,13 +76,21 @@ class Unread:
             self.read.set_result(read)
 
 
+class Queued(NamedTuple):
+    """A command that is stored, and not that it was read."""
+
+    command: Command
+    data: Any
+    run: int | None  # None: it waited for a run that was not a process yet
+
+
 @dataclass(slots=True)
 class Recalled:
     """What the database knows that the keeper does not tell, by the names of the jobs."""
 
     statuses: dict[str, Line] = field(default_factory=dict)
     exits: dict[str, Exit] = field(default_factory=dict)
-    unread: dict[str, dict[int, Command]] = field(default_factory=dict)
+    unread: dict[str, dict[int, Queued]] = field(default_factory=dict)
 
 
 class Live:
@@ -115,6 +127,15 @@ class Live:
         except OSError as error:
             raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None
         assert written == len(packet)
+
+    def has_got(self, number: int) -> bool:
+        """Return whether the command was sent before: something waits in the mailbox, or the run has read it."""
+        if self.info.mailbox < 0 or any(fcntl.ioctl(self.info.mailbox, termios.TIOCOUTQ, bytes(4))):
+            return True
+        try:
+            return bool(re.search(rb'"ack":\s*%d\b' % number, Path(self.info.journal).read_bytes()))
+        except OSError:
+            return True
 
     def beat(self) -> tuple[int, bool]:
         """Return how often the run has polled, and whether it waits in a poll now."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sqlalchemy import Connection, text
 
-from harnessd.server.entry import Exit, Recalled
+from harnessd.server.entry import Exit, Queued, Recalled
 from harnessd.server.tape import Line
 from harnessd.states import Command, ExitReason
 
@@ -27,7 +28,7 @@ FROM job JOIN run ON run.id = (
 ) WHERE job.removed_us IS NULL
 """
 _COMMANDS = """
-SELECT job.name, event.kind, event.data FROM event JOIN job ON job.id = event.job_id
+SELECT job.name, event.run_id, event.kind, event.data FROM event JOIN job ON job.id = event.job_id
 WHERE event.kind IN ('command', 'read', 'unread') AND event.at_us >= :since_us ORDER BY event.id
 """
 
@@ -40,14 +41,14 @@ def recall(connection: Connection, since_us: int) -> Recalled:
     for name, run, code, signal, reason, ended_us, error in connection.execute(text(_EXITS)):
         why = str(json.loads(error)["text"]) if error else None
         found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6, why)
-    for name, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
-        _note(found.unread.setdefault(name, {}), kind, json.loads(data))
+    for name, run, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
+        _note(found.unread.setdefault(name, {}), run, kind, json.loads(data))
     return found
 
 
-def _note(unread: dict[int, Command], kind: str, data: dict[str, object]) -> None:
-    number = int(str(data["id"]))
+def _note(unread: dict[int, Queued], run: int | None, kind: str, data: dict[str, Any]) -> None:
+    number = int(data["id"])
     if kind != "command":
         unread.pop(number, None)
     elif data["queued"]:
-        unread[number] = Command(str(data["verb"]).upper())
+        unread[number] = Queued(Command(data["verb"].upper()), data["data"], run)

@@ -13,7 +13,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from harnessd.server import policy
 from harnessd.server.adoption import Adopted, unseen_reason
 from harnessd.server.checks import Checks
 from harnessd.server.definition import Definition
-from harnessd.server.entry import Entry, Exit, Live, Recalled, Unread
+from harnessd.server.entry import Entry, Exit, Live, Queued, Recalled, Unread
 from harnessd.server.finding import find
 from harnessd.server.hangs import Hangs
 from harnessd.server.host import EndNote, Host, LiveRun
@@ -497,13 +497,22 @@ class Supervisor:
         )
 
     def recall(self, recalled: Recalled) -> None:
-        """Give the jobs back what an earlier server knew of them."""
+        """Give the jobs back what an earlier server knew of them, and the runs the commands that it died with."""
         for entry in self._entries.values():
             entry.last_status = entry.last_status or recalled.statuses.get(entry.name)
             entry.last_exit = entry.last_exit or recalled.exits.get(entry.name)
             if entry.live:
-                for number, command in recalled.unread.get(entry.name, {}).items():
-                    entry.live.unread.setdefault(number, Unread(number, command, None, "", 0))
+                self._recall_unread(entry, entry.live, recalled.unread.get(entry.name, {}))
+
+    def _recall_unread(self, entry: Entry, live: Live, queued: Mapping[int, Queued]) -> None:
+        missed = []
+        for number, (command, data, run) in queued.items():
+            unread = live.unread.setdefault(number, Unread(number, command, data, "", 0))
+            if run is None and number > live.run and not live.has_got(number):
+                missed.append(unread)
+        for unread in missed:
+            with suppress(Refused):
+                self._send(entry, unread, _packet(entry, unread))
 
     def resume_idle(self, name: str, job: policy.Job) -> None:
         """Take over a job without a run as an earlier server left it."""

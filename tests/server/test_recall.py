@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.rows import RUN, job_row, run_started
 
-from harnessd.server.entry import Recalled
+from harnessd.server.entry import Queued, Recalled
 from harnessd.server.recall import recall
 from harnessd.server.records import Event, RunEnded
 from harnessd.server.store import Store
@@ -51,11 +52,19 @@ def test_commands_without_an_acknowledgement_are_unread(store: Store) -> None:
     store.put(job)
     store.put(run_started())
     for number, verb in ((1, "start"), (2, "pause"), (3, "config")):
-        store.put(Event("command", number, job.name, RUN, data={"id": number, "verb": verb, "queued": True}))
-    store.put(Event("command", 4, job.name, RUN, data={"id": 4, "verb": "kill", "queued": False}))
+        store.put(Event("command", number, job.name, RUN, data=command(number, verb)))
+    store.put(Event("command", 4, job.name, RUN, data=command(4, "kill") | {"queued": False}))
+    store.put(Event("command", 5, job.name, None, data=command(5, "config") | {"data": {"n": 1}}))
     store.put_lines(RUN, [Line(RUN, 1, 10, "ack", "1")], offset=9, count=1).result(10)
     store.put(Event("unread", 11, job.name, RUN, data={"id": 3, "command": "CONFIG"}))
-    assert recalled(store).unread[job.name] == {2: Command.PAUSE}
+    assert recalled(store).unread[job.name] == {
+        2: Queued(Command.PAUSE, None, RUN),
+        5: Queued(Command.CONFIG, {"n": 1}, None),
+    }
+
+
+def command(number: int, verb: str) -> dict[str, Any]:
+    return {"id": number, "verb": verb, "data": None, "queued": True}
 
 
 def test_of_an_empty_database_nothing_is_recalled(store: Store) -> None:
