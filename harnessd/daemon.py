@@ -16,6 +16,7 @@ _TRIM_S = 600.0
 _FIRST_TRIM_S = 30.0  # not while the jobs start
 _ASKED_AT_ONCE = 16  # runs
 _FORKED_S = 2.0  # how long web and SQL wait for the forks: what is preloaded may take longer
+_BEFORE_RUN_S = 60.0  # how long before a run's start commands for it may have come
 _STRAY_GRACE_S = 3.0  # for runs of jobs of which nothing is known any more
 _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # settings that a reload puts in force
 SOCKET_NAME = "harnessd.sock"  # in the state directory
@@ -319,7 +320,7 @@ class Daemon:
         store_left_over(reader, known, plan.lost, plan.passed.values(), self._record, self._journals, counting)
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed))
-        await self._recall(self._supervisor, known)
+        await self._recall(self._supervisor)
         self._notify()
         self._supervisor.read_with(reader)
         return reader
@@ -357,17 +358,19 @@ class Daemon:
 
         self._record(JournalDone(run))
 
-    async def _recall(self, supervisor: Supervisor, known: Known) -> None:
+    async def _recall(self, supervisor: Supervisor) -> None:
         """Give each job its last status, its last exit and its unread commands back."""
         import logging
+        import time
 
         from harnessd.server.recall import recall
 
-        since_us = min((run.started_us for run in known.runs), default=0) - 60_000_000
+        started = [entry.live.info.started_at for entry in supervisor.entries() if entry.live]
+        since_us = int((min(started, default=time.time()) - _BEFORE_RUN_S) * 1e6)
         assert self._store
         try:
             with self._store.readers.connect() as connection:
-                supervisor.recall(recall(connection, max(0, since_us)))
+                supervisor.recall(recall(connection, since_us))
         except Exception as error:  # a database that cannot be read is no reason not to serve
             logging.getLogger(__name__).error("cannot recall the jobs' last statuses: %s", error)
             self._store.suspect(error)
