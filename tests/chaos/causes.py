@@ -91,7 +91,7 @@ def _undone(story: Story, job: str, verdict: Verdict) -> None:
         run = story.runs.get(event.run or 0) or next(
             (each for each in reversed(runs) if each.asked <= event.at + _ROUNDED_S), None
         )
-        if run is None or run.ended is None or run.ended < event.at - _CLOSE_S:
+        if run is None or run.ended is None or run.ended < event.at - (_CLOSE_S if event.run else _ROUNDED_S):
             continue  # it was being forked, and never was a process
         verdict.looked_at["ends by force"] += 1
         if run.reason not in _reasons(event.data["why"]):

@@ -111,7 +111,9 @@ class Rest:
         status = self._ask(f"/jobs/{name}/status")
         yield "last status", (status.get("run"), status.get("seq")), found
         end = self._ask(f"/jobs/{name}/hb").get("last_exit") or {}
-        yield "last exit", (end.get("run"), end.get("code"), end.get("reason")), runs[0] if runs else (None,) * 3
+        was_process = not end or end["code"] is not None or end["signal"] or end["reason"] == "lost"
+        if was_process:  # or there is no row of it
+            yield "last exit", (end.get("run"), end.get("code"), end.get("reason")), runs[0] if runs else (None,) * 3
 
     def _note_idle(self) -> None:
         server = self._table.server()
