@@ -128,7 +128,8 @@ class Daemon:
         plan = self._take_over(supervisor, inventory, known, cold=cold)
         for run in plan.strays:
             os.close(run.mailbox)
-            link.end(run.run, _STRAY_GRACE_S, EndNote(ExitReason.STOPPED, Want.DOWN))
+            if not run.end_note:
+                link.end(run.run, _STRAY_GRACE_S, EndNote(ExitReason.STOPPED, Want.DOWN))
         if link.ending:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})

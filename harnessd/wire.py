@@ -23,7 +23,7 @@ from typing import Any, Self
 from harnessd.errors import WireError
 from harnessd.states import Command
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 MAX_FDS = 16  # in one frame; the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_STATUS_BYTES = 256 << 10

@@ -78,6 +78,13 @@ class Children:
         child.probe_at = 0.0  # at once, as nothing may be left
         return True
 
+    def note_end(self, run: int, note: Frame) -> None:
+        """Keep what the server notes of the run's end, which it may not know of yet."""
+        if run in self.live:
+            self.live[run].end_note = note
+        elif run in self.exits:
+            self.exits[run] = replace(self.exits[run], end_note=note)
+
     def end(self, run: int, grace_s: float) -> None:
         """Send SIGTERM to the run's whole tree, and SIGKILL to what is left of it after the grace."""
         child = self.live[run]

@@ -372,8 +372,10 @@ class Keeper:
         return Answer()
 
     def _op_end(self, frame: Frame, fds: list[int]) -> Answer | None:
-        if child := self._children.live.get(frame["run"]):
-            child.end_note = frame.get("note", {})
+        self._children.note_end(frame["run"], frame.get("note", {}))
+        if frame["grace"] is None:
+            return Answer()
+        if frame["run"] in self._children.live:
             self._children.end(frame["run"], frame["grace"])
         elif self._zygote and (prepared := self._zygote.void(frame["run"])):  # it may import for as long as it likes
             self._refuse(prepared, SpawnFailed(f"cannot start {prepared.spec.job!r}: it was ended before"))

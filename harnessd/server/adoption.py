@@ -27,6 +27,7 @@ class Adopted:
     run: LiveRun | ExitRecord
     outdated: bool  # the job was changed since the run began
     missed: policy.Event | None = None  # what was asked of it while it was being forked, and did not reach it
+    owed: bool = False  # commands that waited for it to be a process may not have been sent
 
 
 class Passed(NamedTuple):
@@ -79,7 +80,8 @@ def plan(
         row, stored = rows.get(run.job), run.run in digests
         job = _job_with_run(row, run, definition, now, stored=stored)
         missed = None if stored or row is None or known.error else _missed(row, run)
-        result.adopted.append(Adopted(run.job, job, run, outdated, missed))
+        owed = isinstance(run, LiveRun) and not (stored or missed or run.end_note)
+        result.adopted.append(Adopted(run.job, job, run, outdated, missed, owed))
     result.lost = [run for run in known.runs if run.id not in held]
     for name, definition in definitions.items():
         if name in with_run:
@@ -100,7 +102,7 @@ def _job_with_run(
     want = Want.UP  # it runs, so it was wanted, whatever was not stored any more when the last server died
     life: policy.Life = policy.Running(since)
     if note:
-        want = Want(row.want) if row and row.changed_us > note.at_us else note.want
+        want = note.want
         life = policy.Stopping(since, note.reason, forced=True)
     elif row is None:  # the database was lost
         pass

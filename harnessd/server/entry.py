@@ -12,6 +12,7 @@ import termios
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,8 @@ class Live:
         self.unfollowed: tuple[int, int] | None = None  # offset and lines, until its journal is read
         self.error: str | None = None
         self.ended = False  # its last words are still being read
+        self.adopted = False  # it was begun by an earlier server
+        self.owed = False  # and that may not have sent the commands that waited for it
         self.sampler = Sampler(info.pid, info.start_ticks, info.uptime_s())
         self.watch = Watch()
         self._polls = 0
@@ -128,14 +131,15 @@ class Live:
             raise TooLarge(f"cannot send {len(packet)} bytes to {job!r}: {error.strerror}", job=job) from None
         assert written == len(packet)
 
-    def has_got(self, number: int) -> bool:
-        """Return whether the command was sent before: something waits in the mailbox, or the run has read it."""
-        if self.info.mailbox < 0 or any(fcntl.ioctl(self.info.mailbox, termios.TIOCOUTQ, bytes(4))):
-            return True
-        try:
-            return bool(re.search(rb'"ack":\s*%d\b' % number, Path(self.info.journal).read_bytes()))
-        except OSError:
-            return True
+    def holds_unread(self) -> bool:
+        """Return whether commands wait in the mailbox."""
+        return any(fcntl.ioctl(self.info.mailbox, termios.TIOCOUTQ, bytes(4)))
+
+    def acknowledged(self) -> set[int]:
+        """Return the commands that the run has read by its journal, of which nothing is stored yet."""
+        with suppress(OSError):
+            return {int(number) for number in re.findall(rb'"ack":\s*(\d+)', Path(self.info.journal).read_bytes())}
+        return set()
 
     def beat(self) -> tuple[int, bool]:
         """Return how often the run has polled, and whether it waits in a poll now."""

@@ -19,16 +19,15 @@ class EndNote:
 
     reason: ExitReason
     want: Want
-    at_us: int = field(default_factory=lambda: time.time_ns() // 1000)  # when that was decided
 
     def to_frame(self) -> Frame:
-        return {"reason": self.reason, "want": self.want, "at_us": self.at_us}
+        return {"reason": self.reason, "want": self.want}
 
     @classmethod
     def of(cls, run: LiveRun | ExitRecord) -> Self | None:
         """Return what was noted of the run; None if no server has ended it."""
         note = run.end_note
-        return cls(ExitReason(note["reason"]), Want(note["want"]), note["at_us"]) if note else None
+        return cls(ExitReason(note["reason"]), Want(note["want"])) if note else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,10 @@ class Host(Protocol):
     async def spawn(self, spec: RunSpec) -> LiveRun:
         """Return the run once it is a process; raise SpawnFailed."""
 
-    def end(self, run: int, grace_s: float, note: EndNote) -> None:
+    def end(self, run: int, grace_s: float | None, note: EndNote) -> None:
         """Have the run's tree ended: SIGTERM, and SIGKILL after the grace. `on_exit` tells when nothing is left.
+
+        Without a grace, only the note is new: the run is being ended already.
 
         One that was asked for and is no process yet is ended as soon as it is one."""
 

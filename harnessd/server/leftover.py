@@ -10,13 +10,12 @@ from pathlib import Path
 
 from harnessd import tree
 from harnessd.server.adoption import Passed
-from harnessd.server.places import journal_of, journals_in
+from harnessd.server.places import journals_in
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
-from harnessd.server.supervisor import run_ended
+from harnessd.server.supervisor import run_ended, run_started
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
-from harnessd.wire import ExitRecord
 
 
 def with_unstored(known: Loaded, folder: Path, held: Iterable[int]) -> Loaded:
@@ -64,7 +63,7 @@ def store_left_over(
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.record.run not in known.ended]
-    started = [unfinished.get(each.record.run) or _started(each.record, journals) for each in ended]
+    started = [unfinished.get(each.record.run) or run_started(each.record, journals) for each in ended]
     for run, each in zip(started, ended, strict=True):
         record(run)
         record(run_ended(*each))
@@ -78,9 +77,3 @@ def store_left_over(
             continue
         reader.follow(run.id, tape, path, lambda _: None, math.inf)
         reader.finish(run.id, lambda: None)
-
-
-def _started(ended: ExitRecord, journals: Path) -> RunStarted:
-    """Return what is to be stored of a run whose server died before it could store that it had started."""
-    path = journal_of(journals, ended.run)
-    return RunStarted(ended.run, ended.job, ended.pid, 0, 0, "", int((ended.at - ended.wall_s) * 1e6), str(path))

@@ -74,7 +74,7 @@ class Link:
             self.end(spec.run, 0.0, EndNote(ExitReason.UNSTARTED, Want.UP))
             raise SpawnFailed(f"cannot start {spec.job!r}: {error}") from None
 
-    def end(self, run: int, grace_s: float, note: EndNote) -> None:
+    def end(self, run: int, grace_s: float | None, note: EndNote) -> None:
         self._tell({"op": "end", "run": run, "grace": grace_s, "note": note.to_frame()})
 
     def signal(self, run: int, number: signal.Signals) -> None:

@@ -325,6 +325,8 @@ class Supervisor:
                 self._put_job(entry)
         for action in step.actions:
             self._act(entry, action)
+        if before.want is not step.job.want and not step.actions and _is_forced(step.job):
+            self._end(entry, None)
         self._arm(entry)
 
     def _act(self, entry: Entry, action: policy.Action) -> None:
@@ -332,18 +334,21 @@ class Supervisor:
             case policy.Spawn():
                 self._spawn(entry)
             case policy.End(grace_s):
-                grace_s = entry.definition.kill_grace_s if grace_s is None else grace_s
-                if entry.live:
-                    self._host.end(entry.live.run, grace_s, _end_note(entry.job))
-                elif entry.spawning:  # right behind the request for it
-                    loop = asyncio.get_running_loop()
-                    loop.call_soon(self._host.end, entry.spawning, grace_s, _end_note(entry.job))
+                self._end(entry, entry.definition.kill_grace_s if grace_s is None else grace_s)
             case policy.Freeze() | policy.Thaw():
                 number = signal.SIGSTOP if isinstance(action, policy.Freeze) else signal.SIGCONT
                 if entry.live:
                     self._host.signal(entry.live.run, number)
             case policy.Send():
                 pass  # the verb itself has put it into the mailbox, before anything was changed
+
+    def _end(self, entry: Entry, grace_s: float | None) -> None:
+        assert isinstance(entry.job.life, policy.Stopping)
+        note = EndNote(entry.job.life.reason, entry.job.want)
+        if entry.live:
+            self._host.end(entry.live.run, grace_s, note)
+        elif entry.spawning:  # right behind the request for it
+            asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, grace_s, note)
 
     def _arm(self, entry: Entry) -> None:
         if entry.timer:
@@ -422,12 +427,14 @@ class Supervisor:
             ended = policy.Ended(None, None, random.uniform(-1, 1))
             unstarted = Exit(run, None, None, policy.reason(entry.job, ended), time.time(), str(error))
             self._over(entry, unstarted, ended)
+            if record := self._early_exits.pop(run, None):  # it could not be handed over
+                self._on_exit(record)
             return
         if live.limits:
             _log.info("limits", extra={"job": entry.name, "run": run, **live.limits})
         self.attach(entry, live)
 
-    def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> None:
+    def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> Live:
         """Take charge of a run that was just spawned, or that an earlier server has left."""
         entry.spawning = 0
         entry.live = live = Live(run)
@@ -461,20 +468,22 @@ class Supervisor:
         if self._reader and (record := self._early_exits.pop(run.run, None)):
             self._on_exit(record)
         self._arm(entry)
+        return live
 
     def adopt(self, adopted: Adopted, offset: int, lines: int) -> None:
         """Take over a job with its run from an earlier server: live, or ended while no server was there."""
         entry = self._entries[adopted.name]
         entry.job = adopted.job
         if isinstance(adopted.run, LiveRun):
-            self.attach(entry, adopted.run, offset=offset, lines=lines)
+            live = self.attach(entry, adopted.run, offset=offset, lines=lines)
+            live.owed = adopted.owed and not live.holds_unread()
             self._note(entry, "adopted", None, {"pid": adopted.run.pid})
-            if isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced and not adopted.run.end_note:
-                note = _end_note(entry.job)  # the keeper was not told before
-                self._host.end(adopted.run.run, entry.definition.kill_grace_s, note)
+            if _is_forced(entry.job) and not adopted.run.end_note:  # the keeper was not told before
+                self._end(entry, entry.definition.kill_grace_s)
         else:
-            self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
+            live = self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
             self._on_exit(adopted.run)
+        live.adopted = True
         self._put_job(entry)
         if adopted.outdated:
             self.apply(entry, policy.SpecChanged(), "changed while no server was there")
@@ -501,18 +510,21 @@ class Supervisor:
         for entry in self._entries.values():
             entry.last_status = entry.last_status or recalled.statuses.get(entry.name)
             entry.last_exit = entry.last_exit or recalled.exits.get(entry.name)
-            if entry.live:
-                self._recall_unread(entry, entry.live, recalled.unread.get(entry.name, {}))
+            if entry.live and entry.live.adopted:
+                before = recalled.exits.get(entry.name)
+                since = before.run if before else 0
+                self._recall_unread(entry, entry.live, recalled.unread.get(entry.name, {}), since)
 
-    def _recall_unread(self, entry: Entry, live: Live, queued: Mapping[int, Queued]) -> None:
-        missed = []
+    def _recall_unread(self, entry: Entry, live: Live, queued: Mapping[int, Queued], since: int) -> None:
+        """Note which commands the run has not read. `since`: the run before, after which they were for this one."""
+        read = live.acknowledged() if live.owed else set()
         for number, (command, data, run) in queued.items():
+            if run != live.run and (run is not None or number < since):
+                continue
             unread = live.unread.setdefault(number, Unread(number, command, data, "", 0))
-            if run is None and number > live.run and not live.has_got(number):
-                missed.append(unread)
-        for unread in missed:
-            with suppress(Refused):
-                self._send(entry, unread, _packet(entry, unread))
+            if live.owed and run is None and number not in read:
+                with suppress(Refused):
+                    self._send(entry, unread, _packet(entry, unread))
 
     def resume_idle(self, name: str, job: policy.Job) -> None:
         """Take over a job without a run as an earlier server left it."""
@@ -599,6 +611,7 @@ class Supervisor:
             return
         self._by_run.pop(record.run, None)
         if entry is None or entry.live is None:  # of a job that no file defines any more
+            self.record(run_started(record, self._folders.journals))
             self.record(run_ended(record, unseen_reason(record)))
             self.when_stored(lambda: self._host.acknowledge(record.run))
             return
@@ -651,6 +664,12 @@ class Supervisor:
         self.record(entry.row(_now_us()))
 
 
+def run_started(record: ExitRecord, journals: Path) -> RunStarted:
+    """Return what is kept of the start of a run of which no more is known than its end."""
+    started_us = int((record.at - record.wall_s) * 1e6)
+    return RunStarted(record.run, record.job, record.pid, 0, 0, "", started_us, str(journal_of(journals, record.run)))
+
+
 def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:
     """Return what is kept of the end of a run."""
     return RunEnded(
@@ -666,9 +685,8 @@ def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:
     )
 
 
-def _end_note(job: policy.Job) -> EndNote:
-    assert isinstance(job.life, policy.Stopping)
-    return EndNote(job.life.reason, job.want)
+def _is_forced(job: policy.Job) -> bool:
+    return isinstance(job.life, policy.Stopping) and job.life.forced
 
 
 def _at_once(then: Callable[[], None]) -> None:

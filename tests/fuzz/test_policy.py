@@ -125,7 +125,7 @@ class FakeHost:
         for process in self.processes:
             process.ending, process.frozen = True, False
 
-    def end(self, run: int, grace_s: float, note: EndNote) -> None:
+    def end(self, run: int, grace_s: float | None, note: EndNote) -> None:
         """End it; one that is no process yet is ended as soon as it is one."""
         assert run in [each.run.run for each in self.processes] + [spec.run for spec, _ in self.asked]
         self.to_end.add(run)

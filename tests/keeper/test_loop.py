@@ -73,8 +73,13 @@ def test_what_a_server_notes_of_an_end_is_told_to_the_next_with_the_run_and_with
     rig.ask("list")
     assert rig.event("child", run=run.spec.run)[0]["end_note"] == {"reason": "hung"}
     assert rig.event("child", run=other.spec.run)[0]["end_note"] == {}
+    rig.ask("end", run=other.spec.run, grace=None, note={"reason": "hung"})
+    assert other.is_left()
     rig.ask("end", run=run.spec.run, grace=0, note={"reason": "killed"})
     assert rig.ended(run)["end_note"] == {"reason": "killed"}
+    rig.ask("end", run=run.spec.run, grace=0, note={"reason": "stopped"})  # sent before that was heard
+    rig.ask("list")
+    assert rig.ended(run)["end_note"] == {"reason": "stopped"}
 
 
 def test_exit_record_tells_how_it_ended_and_what_it_used(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,15 +15,18 @@ import pytest
 from helpers.rows import RUN, job_row, run_started
 
 from harnessd import tree
+from harnessd.errors import SpawnFailed
 from harnessd.server import policy
 from harnessd.server.adoption import Adopted, plan
 from harnessd.server.definition import Definition
+from harnessd.server.entry import Exit, Queued, Recalled
 from harnessd.server.host import EndNote, LiveRun
 from harnessd.server.reading import Reader
-from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunEnded
+from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted
 from harnessd.server.supervisor import Folders, Supervisor, run_ended
-from harnessd.states import ExitReason, State, Want
-from harnessd.wire import ExitRecord, RunSpec
+from harnessd.server.supervisor import run_started as start_of
+from harnessd.states import Command, ExitReason, State, Want
+from harnessd.wire import ExitRecord, RunSpec, unpack_command
 
 DEFINITION = Definition("etl", policy.Rules(restart="never"), 1.0, {}, lambda run: run, "d1", {"name": "etl"})
 
@@ -34,16 +38,19 @@ class Host:
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[RunSpec] = asyncio.Queue()
-        self.forked: asyncio.Queue[LiveRun] = asyncio.Queue()
+        self.forked: asyncio.Queue[LiveRun | SpawnFailed] = asyncio.Queue()
         self.acknowledged: list[int] = []
-        self.ended: list[int] = []
+        self.ended: list[tuple[int, float | None, str]] = []
 
     async def spawn(self, spec: RunSpec) -> LiveRun:
         self.asked.put_nowait(spec)
-        return await self.forked.get()
+        forked = await self.forked.get()
+        if isinstance(forked, SpawnFailed):
+            raise forked
+        return forked
 
-    def end(self, run: int, grace_s: float, note: EndNote) -> None:
-        self.ended.append(run)
+    def end(self, run: int, grace_s: float | None, note: EndNote) -> None:
+        self.ended.append((run, grace_s, note.want))
 
     def signal(self, run: int, number: int) -> None: ...
 
@@ -181,7 +188,7 @@ def test_why_a_run_ended_that_the_next_has_followed_already_is_told_by_what_was_
 @pytest.mark.parametrize("row", [None, job_row(), job_row(state=State.STOPPING)])
 @pytest.mark.parametrize("is_live", [True, False])
 def test_why_a_run_ends_and_whether_its_job_is_wanted_is_known_from_its_host(row: JobRow | None, is_live: bool) -> None:
-    note = EndNote(ExitReason.HUNG, Want.DOWN, 10).to_frame()
+    note = EndNote(ExitReason.HUNG, Want.DOWN).to_frame()
     known = Loaded(jobs=(row,) if row else (), runs=(run_started(),))
     lives, exits = (
         ([replace(in_memory(), end_note=note)], []) if is_live else ([], [replace(ended(RUN), end_note=note)])
@@ -192,13 +199,81 @@ def test_why_a_run_ends_and_whether_its_job_is_wanted_is_known_from_its_host(row
     assert adopted.job.life.forced and adopted.job.life.reason is ExitReason.HUNG
 
 
-def test_what_was_wanted_after_a_run_was_told_to_end_counts() -> None:
-    note = EndNote(ExitReason.KILLED, Want.DOWN, 10).to_frame()
-    row = job_row(state=State.STOPPING, want=Want.UP, changed_us=11)
-    known = Loaded(jobs=(row,), runs=(run_started(),))
-    live = replace(in_memory(), end_note=note)
-    (adopted,) = plan({"etl": DEFINITION}, known, [live], [], cold=False, now=1000.0).adopted
-    assert adopted.job.want is Want.UP
+def test_what_is_wanted_after_a_run_was_told_to_end_is_told_to_its_host(tmp_path: Path) -> None:
+    host = Host()
+
+    async def restarts_and_stops() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(DEFINITION)
+        supervisor.adopt(Adopted("etl", policy.Job(Want.UP, policy.Running(0.0)), in_memory(), outdated=False), 0, 0)
+        for event in (policy.RestartAsked(), policy.StopAsked(), policy.StopAsked(), policy.StartAsked()):
+            supervisor.apply(entry, event, "the test")
+
+    asyncio.run(restarts_and_stops())
+    assert host.ended == [(RUN, 1.0, "up"), (RUN, None, "down"), (RUN, None, "up")]
+
+
+def test_the_exit_of_a_run_that_could_not_be_handed_over_is_stored(tmp_path: Path) -> None:
+    records: list[Record] = []
+    host = Host()
+
+    async def fails() -> int:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
+        reader = Reader(None, lambda _: None)
+        supervisor.read_with(reader)
+        entry = supervisor.add(DEFINITION)
+        supervisor.apply(entry, policy.Autostart(), "the test")
+        spec = await host.asked.get()
+        host.on_exit(ended(spec.run))  # it comes together with the answer
+        host.forked.put_nowait(SpawnFailed("cannot start 'etl': no descriptor is left"))
+        await entry.spawned()
+        await asyncio.sleep(0)
+        reader.close()
+        return spec.run
+
+    run = asyncio.run(fails())
+    assert [type(record).__name__ for record in records if getattr(record, "run", 0) == run][-1] == "RunEnded"
+    assert any(isinstance(record, RunStarted) and record.id == run for record in records)
+    assert host.acknowledged == [run]
+
+
+@pytest.mark.parametrize(
+    ("owed", "read", "sent"),
+    [(True, False, [2, 3]), (True, True, [3]), (False, False, [])],
+    ids=["all", "rest", "none"],
+)
+def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
+    tmp_path: Path, owed: bool, read: bool, sent: list[int]
+) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text('{"seq":1,"t":1.5,"ack":2}\n' if read else "")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    queued = {
+        1: Queued(Command.START, None, None),  # for the run before
+        2: Queued(Command.PAUSE, None, None),
+        3: Queued(Command.CONFIG, {"n": 1}, None),
+        4: Queued(Command.RESUME, None, RUN),
+        5: Queued(Command.RESUME, None, RUN - 1),
+    }
+
+    async def adopts() -> list[int]:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(DEFINITION)
+        run = replace(in_memory(), mailbox=ours.detach(), journal=str(journal))
+        job = policy.Job(Want.UP, policy.Running(0.0))
+        supervisor.adopt(Adopted("etl", job, run, outdated=False, owed=owed), 0, 0)
+        before = Exit(2, 0, None, ExitReason.COMPLETED, 1.0)
+        supervisor.recall(Recalled(exits={"etl": before}, unread={"etl": queued}))
+        assert entry.live
+        unread = list(entry.live.unread)
+        entry.live.close()
+        return unread
+
+    with theirs:
+        assert asyncio.run(adopts()) == [2, 3, 4]
+        packets = iter(lambda: theirs.recv(1 << 16), b"")
+        assert [unpack_command(packet)["id"] for packet in packets] == sent
 
 
 def test_why_a_run_ended_whose_job_is_gone_is_known_from_its_host() -> None:
@@ -219,7 +294,7 @@ def test_the_exit_of_a_run_whose_job_no_file_defines_is_stored_as_it_was(tmp_pat
         reader.close()
 
     asyncio.run(ends())
-    assert records == [run_ended(ended(RUN), ExitReason.COMPLETED)]
+    assert records == [start_of(ended(RUN), tmp_path), run_ended(ended(RUN), ExitReason.COMPLETED)]
     assert host.acknowledged == [RUN]
 
 
@@ -234,7 +309,7 @@ def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:
         assert (entry.job.state, entry.job.want) == (State.STOPPING, Want.DOWN)
 
     asyncio.run(adopts())
-    assert host.ended == [RUN]
+    assert host.ended == [(RUN, 1.0, "down")]
 
 
 def test_the_end_of_a_run_that_was_begun_is_asked_for_again(tmp_path: Path) -> None:
@@ -247,4 +322,4 @@ def test_the_end_of_a_run_that_was_begun_is_asked_for_again(tmp_path: Path) -> N
         supervisor.adopt(Adopted("etl", job, in_memory(), outdated=False), 0, 0)
 
     asyncio.run(adopts())
-    assert host.ended == [RUN]
+    assert host.ended == [(RUN, 1.0, "down")]

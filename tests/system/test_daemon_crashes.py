@@ -138,20 +138,20 @@ def test_commands_for_a_run_that_was_being_forked_when_the_server_died_reach_it_
     server = daemon.server_pid()
     os.kill(daemon.keeper_pid, signal.SIGSTOP)
     try:
-        assert daemon.post("/jobs/idle/start").status_code == 202
-        sent = [daemon.post(f"/jobs/idle/{verb}", data) for verb, data in (("pause", None), ("config", {"n": 7}))]
+        verbs = (("start", None), ("pause", None), ("config", {"n": 7}))
+        sent = [daemon.post(f"/jobs/idle/{verb}", data) for verb, data in verbs]
         assert all(answer.status_code == 202 and answer.json()["queued"] for answer in sent)
         os.kill(server, signal.SIGKILL)
     finally:
         os.kill(daemon.keeper_pid, signal.SIGCONT)
     daemon.wait_new_server(server)
-    daemon.wait_status("idle", told=["PAUSE", "CONFIG"])
+    daemon.wait_status("idle", told=["START", "PAUSE", "CONFIG"])
     assert daemon.status("idle")["config"]["n"] == 7
     daemon.wait_new_server(daemon.kill_server())
     daemon.post("/jobs/idle/resume")
-    daemon.wait_status("idle", told=["PAUSE", "CONFIG", "RESUME"])
+    daemon.wait_status("idle", told=["START", "PAUSE", "CONFIG", "RESUME"])
     read = [number for (number,) in daemon.rows("SELECT data ->> 'id' FROM event WHERE kind = 'read' ORDER BY id")]
-    assert read[:2] == [answer.json()["id"] for answer in sent]
+    assert read[:3] == [answer.json()["id"] for answer in sent]
 
 
 def test_states_and_wants_survive_the_server(daemon: Daemon) -> None:
