@@ -80,7 +80,7 @@ def plan(
         row, stored = rows.get(run.job), run.run in digests
         job = _job_with_run(row, run, definition, now, stored=stored)
         missed = None if stored or row is None or known.error else _missed(row, run)
-        owed = isinstance(run, LiveRun) and not (stored or missed or run.end_note)
+        owed = isinstance(run, LiveRun) and not (stored or known.error or missed or run.end_note)
         result.adopted.append(Adopted(run.job, job, run, outdated, missed, owed))
     result.lost = [run for run in known.runs if run.id not in held]
     for name, definition in definitions.items():

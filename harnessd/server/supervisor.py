@@ -610,7 +610,7 @@ class Supervisor:
             self._early_exits[record.run] = record
             return
         self._by_run.pop(record.run, None)
-        if entry is None or entry.live is None:  # of a job that no file defines any more
+        if entry is None or entry.live is None:  # no file defines the job any more, or it could not be handed over
             self.record(run_started(record, self._folders.journals))
             self.record(run_ended(record, unseen_reason(record)))
             self.when_stored(lambda: self._host.acknowledge(record.run))
