@@ -85,14 +85,17 @@ def _reasons(why: str) -> tuple[str, ...]:
 def _undone(story: Story, job: str, verdict: Verdict) -> None:
     """A run that is to end by force has ended so, and soon, whoever dies meanwhile."""
     runs = [run for run in story.runs.values() if run.job == job]
-    for event in story.events_of(job):
-        if event.kind != "state" or event.data["to"] != "stopping" or event.data["why"] not in _ENDING:
+    states = [event for event in story.events_of(job) if event.kind == "state"]
+    for event, after in zip(states, [*states[1:], None], strict=True):
+        if event.data["to"] != "stopping" or event.data["why"] not in _ENDING:
             continue
+        if event.run is None and after and after.data["from"] == "stopping" and ":" not in after.data["why"]:
+            continue  # no exit code and no signal: it never was a process
         run = story.runs.get(event.run or 0) or next(
             (each for each in reversed(runs) if each.asked <= event.at + _ROUNDED_S), None
         )
         if run is None or run.ended is None or run.ended < event.at - (_CLOSE_S if event.run else _ROUNDED_S):
-            continue  # it was being forked, and never was a process
+            continue  # that was the run before
         verdict.looked_at["ends by force"] += 1
         if run.reason not in _reasons(event.data["why"]):
             verdict.wrong(f"end undone: {job}, run {run.id} at {run.ended:.3f}: {run.reason}, after {event.data}")
