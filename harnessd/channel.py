@@ -7,6 +7,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from harnessd.errors import WireError
 from harnessd.wire import Frame, FrameReader, pack_frame
@@ -87,6 +88,8 @@ class Channel:
     def close(self) -> None:
         self._drop()
         self._reader.close()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also for copies that forks have taken with them
         self._sock.close()
 
     def _drop(self) -> None:

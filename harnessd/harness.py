@@ -20,13 +20,13 @@ import threading
 import tomllib
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harnessd import tree
 from harnessd.errors import ConfigError, HarnessError, KeeperLost, NotAJob
-from harnessd.job.conduct import as_cradle
+from harnessd.job.conduct import as_cradle, flush_files
 from harnessd.job.cradle import Cradle
 from harnessd.keeper.loop import Keeper
 from harnessd.wire import merged
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from harnessd.server.supervisor import Supervisor
 
 _OPTIONS = ("-x", "--harness-config")
+_harnessing: set[int] = set()  # this process, while it does; a fork has a copy
 
 
 class ProcessHarness:
@@ -63,13 +64,14 @@ class ProcessHarness:
             raise NotAJob(f"cannot run {_shown(job)}: an object of a class that extends Cradle is wanted")
         given = _take_option(sys.argv)
         _refuse_threads()
-        control, keeper_pid = _fork_keeper(job)
-        try:
-            with _quiet_parent():
-                return await _serve(job, self._config, given, list(args), control)
-        finally:
-            control.close()
-            _reap(keeper_pid)
+        with _only_one():
+            control, keeper_pid = _fork_keeper(job)
+            try:
+                with _quiet_parent():
+                    return await _serve(job, self._config, given, list(args), control)
+            finally:
+                control.close()
+                _reap(keeper_pid)
 
 
 def launch(
@@ -151,6 +153,18 @@ def _refuse_threads() -> None:
         )
 
 
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Refuse a second job beside the first, whose signals and descriptors it would share."""
+    if os.getpid() in _harnessing:
+        raise NotAJob("cannot start the job: this script harnesses another; `harnessd serve` is for several")
+    _harnessing.add(os.getpid())
+    try:
+        yield
+    finally:
+        _harnessing.discard(os.getpid())
+
+
 def _stop(why: str) -> NoReturn:
     _say(why)
     raise SystemExit(2)
@@ -182,6 +196,7 @@ def _fork_keeper(job: Cradle) -> tuple[socket.socket, int]:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()  # or what it holds would be written once more by the copy
+    flush_files()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, as a library's pool may have started

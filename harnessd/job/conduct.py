@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import importlib
 import importlib.util
 import inspect
+import io
 import os
 import signal
 import sys
@@ -41,6 +43,8 @@ def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> 
     os.set_blocking(ends.mailbox, False)
     mailbox = Mailbox(ends.mailbox, pulse.attach(ends.pulse), journal, dict(spec.config))
     Cradle._harness = mailbox  # of the class, so that a job keeps its own attributes and can be pickled
+    if job is not None:
+        gc.unfreeze()  # the files that the script has opened for it are to be flushed at its end
     code = 1
     try:
         cradle = as_cradle(job if job is not None else _load(spec))
@@ -86,16 +90,33 @@ def _system_exit_code(code: Any) -> int:
 
 
 def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
-    """End the process as the interpreter would: join threads, run exit functions, flush."""
+    """End the process as the interpreter would: join threads, run exit functions, flush what is open."""
     _attempt(threading._shutdown)  # type: ignore[attr-defined]
     _attempt(atexit._run_exitfuncs)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not getattr(stream, "closed", False) and not _attempt(stream.flush):
             code = code or 120  # as Python says that it could not flush
+    flush_files()
     if signal_number is not None:
         signal.signal(signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), signal_number)
     os._exit(code)
+
+
+def flush_files() -> None:
+    """Flush what is open for writing, texts before the buffers that they write to. Frozen objects are not looked at."""
+    objects = gc.get_objects()
+    for kinds in ((io.TextIOWrapper,), (io.BufferedWriter, io.BufferedRandom)):
+        for file in objects:
+            if issubclass(type(file), kinds) and _is_open(file):
+                _attempt(file.flush)
+
+
+def _is_open(file: Any) -> bool:
+    try:
+        return not file.closed
+    except ValueError:  # its buffer was detached
+        return False
 
 
 def _attempt(step: Callable[..., Any], *args: Any, **named: Any) -> bool:

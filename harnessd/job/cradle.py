@@ -71,6 +71,7 @@ class Mailbox:
         self._journal = journal
         self.config = config or {}
         self._identity = _identity(fd)
+        self._calls: set[tuple[int, object]] = set()  # that wait, with their processes: a fork copies those of others
         self.poll = _poller(fd)
 
     def set_status(self, status: Any) -> bool:
@@ -80,7 +81,9 @@ class Mailbox:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         # When the job has closed the mailbox, its number may stand for a file of the job's own: nothing to read there.
         poll = _poller(self._fd if _identity(self._fd) == self._identity else -1)
-        self.page[WAITING] = 1
+        call = os.getpid(), object()
+        self._calls.add(call)
+        self.page[WAITING] = self.page[WAITING] or call[0]
         try:
             while True:
                 ready = poll(_milliseconds(deadline))
@@ -91,7 +94,11 @@ class Mailbox:
                 if not time.monotonic() < deadline:  # also for a timeout that is no number
                     return None
         finally:
-            self.page[WAITING] = 0
+            self._calls.discard(call)
+            if self.page[WAITING] == call[0]:
+                self.page[WAITING] = 0
+                if any(pid == call[0] for pid, _ in list(self._calls)):  # another thread still waits
+                    self.page[WAITING] = call[0]
 
     def _take(self) -> dict[str, Any] | None:
         try:

@@ -13,7 +13,7 @@ import mmap
 import os
 
 POLLS = 0  # how often the run called get_msg
-WAITING = 1  # 1 while a call waits for a command, which is no hang
+WAITING = 1  # the pid of a process in which a call waits for a command, which is no hang; 0 when none does
 CLAIM = 2  # the pid of the process that is this run, where more than one may take itself for it
 VOID = 0xFFFFFFFF  # in its place: none of them is
 

@@ -79,9 +79,9 @@ class Cgroups:
         self._base = _own()
         if not self._base:
             return
-        self._emptied += _sweep(self._base)
         home = f"{self._base}/{_PREFIX}{os.getpid()}-{tree.start_ticks(os.getpid())}"
         try:
+            self._emptied += _sweep(self._base)
             os.makedirs(f"{home}/keeper")
             _write(home, "keeper/cgroup.procs", "0")
             with suppress(ProcessLookupError):  # it has ended at once

@@ -126,6 +126,8 @@ class Keeper:
             if child.cell:
                 self._cgroups.remove(child.cell)
             self._send(self._children.exits[child.spec.run].to_frame() | {"event": "exit"})
+        if not (self._zygote and self._zygote.waiting):
+            self._unclaimed.clear()
         if self._cgroups.due() <= time.monotonic():
             self._cgroups.tidy()
         if self._ending and not self._children.live:

@@ -38,13 +38,16 @@ class ServerProcess:
         self._started = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that the child gets early must not be the keeper's
             try:
                 self.pid = os.fork()
+                if self.pid == 0:
+                    self._execute(theirs)
             except OSError:
                 ours.close()
                 raise
-            if self.pid == 0:
-                self._execute(theirs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ours.setblocking(False)
         self.starts += 1
         self.replacing = False

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -126,6 +127,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
             run = os.fork()
             if run == 0:
                 _await_claim(ends, before.keeper_pid)
+                _reseed()
                 become(spec, ends, before, enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
             code = 0
@@ -135,6 +137,12 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
         os._exit(1)  # there is no run: the keeper, which hears of this process's end, forks it itself or says why not
     for fd in [*fds, *([] if enter is None else [enter])]:
         os.close(fd)
+
+
+def _reseed() -> None:
+    """Have each run draw other numbers: numpy seeds its global generator when it is imported, Python at each fork."""
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
 
 
 def _await_claim(ends: Ends, keeper_pid: int) -> None:

@@ -161,6 +161,22 @@ def test_end_is_as_the_interpreters_own(keeper: Rig) -> None:
     assert run.said() == ["thread"]
 
 
+def test_files_that_the_job_has_not_closed_are_flushed(keeper: Rig, tmp_path: Any) -> None:
+    code, _ = keeper.run(f"""
+        text = open({str(tmp_path / "text")!r}, "w")
+        detached = open(os.devnull, "w")
+        detached.detach()
+        class Job(Cradle):
+            def __init__(self): self.bytes = open({str(tmp_path / "bytes")!r}, "wb")
+            def run(self):
+                self.bytes.write(b"b" * 100)
+                text.write("t" * 100)
+                return 3
+        """)
+    assert code == 3
+    assert (tmp_path / "text").read_text() == "t" * 100 and (tmp_path / "bytes").read_bytes() == b"b" * 100
+
+
 def test_failing_exit_functions_and_streams_leave_the_exit_code(keeper: Rig) -> None:
     code, run = keeper.run("""
         import atexit

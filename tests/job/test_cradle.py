@@ -94,10 +94,31 @@ def test_every_get_msg_is_counted_and_waiting_is_seen(run: Harnessed) -> None:
     assert (run.page[POLLS], run.page[WAITING]) == (3, 0)
     waiter = threading.Thread(target=run.job.get_msg, args=(None,))
     waiter.start()
-    until(lambda: run.page[WAITING] == 1, "the wait is seen")
+    until(lambda: run.page[WAITING] == os.getpid(), "the wait is seen")
     run.send(Command.STOP)
     waiter.join(DEADLINE_S)
     assert (run.page[POLLS], run.page[WAITING]) == (4, 0)
+
+
+def test_one_that_waits_is_seen_whatever_other_threads_and_children_do(run: Harnessed) -> None:
+    waiters = [threading.Thread(target=run.job.get_msg, args=(None,)) for _ in range(2)]
+    for waiter in waiters:
+        waiter.start()
+    until(lambda: len(run.mailbox._calls) == 2, "both wait")
+    assert run.job.get_msg(timeout=0.001) is None
+    assert run.page[WAITING]
+    if (pid := os.fork()) == 0:
+        run.job.get_msg(timeout=0.001)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert run.page[WAITING]
+    run.send(Command.PAUSE)
+    until(lambda: len(run.mailbox._calls) == 1, "one has it")
+    assert run.page[WAITING]
+    run.send(Command.STOP)
+    for waiter in waiters:
+        waiter.join(DEADLINE_S)
+    assert not run.page[WAITING]
 
 
 @pytest.mark.parametrize("timeout", [None, 3600.0, float("inf"), 1e12])
@@ -105,7 +126,7 @@ def test_get_msg_wakes_for_the_command(run: Harnessed, timeout: float | None) ->
     found: list[Any] = []
     waiter = threading.Thread(target=lambda: found.append(run.job.get_msg(timeout=timeout)), daemon=True)
     waiter.start()
-    until(lambda: run.page[WAITING] == 1, "it waits")
+    until(lambda: run.page[WAITING], "it waits")
     run.send(Command.PAUSE)
     waiter.join(DEADLINE_S)
     assert found[0]["cmd"] is Command.PAUSE

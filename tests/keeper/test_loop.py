@@ -6,7 +6,10 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,23 @@ def test_what_a_server_notes_of_an_end_is_told_to_the_next_with_the_run_and_with
     rig.ask("end", run=run.spec.run, grace=0, note={"reason": "stopped"})  # sent before that was heard
     rig.ask("list")
     assert rig.ended(run)["end_note"] == {"reason": "stopped"}
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    try:
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, True)
+        code = "from harnessd.keeper.say import say; say('error', 'unread'); print('said')"
+        said = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, timeout=DEADLINE_S, check=True
+        )
+        assert said.stdout == b"said\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_exit_record_tells_how_it_ended_and_what_it_used(rig: Rig) -> None:

@@ -36,6 +36,28 @@ def test_a_run_finds_what_is_preloaded_and_is_the_keepers_child(daemon: Daemon) 
     assert daemon.status("one")["preloaded"]
 
 
+def test_no_two_runs_draw_the_same_numbers_from_numpys_global_generator(daemon: Daemon, tmp_path: Path) -> None:
+    library = tmp_path / "numpy"  # that seeds a generator when it is imported, as the real one does
+    library.mkdir()
+    (library / "__init__.py").write_text("")
+    (library / "random.py").write_text("import random\ndrawn = random.Random()\nseed = drawn.seed\n")
+    job = tmp_path / "draws.py"
+    job.write_text("""
+from harnessd import Cradle
+class Draws(Cradle):
+    def run(self):
+        import numpy.random
+        self.set_status(numpy.random.drawn.random())
+        self.get_msg(timeout=None)
+""")
+    preloading(daemon, "numpy.random")
+    for name in ("one", "two", "three"):
+        daemon.write(name, f'entrypoint = "{job}:Draws"')
+    daemon.start(PYTHONPATH=str(tmp_path))
+    drawn = {daemon.wait_for(lambda name=name: daemon.status(name), f"{name} draws") for name in daemon.jobs()}
+    assert len(drawn) == 3
+
+
 def test_without_preload_nothing_is(daemon: Daemon) -> None:
     daemon.job("one", "Imports", args=[LIBRARY])
     daemon.start()

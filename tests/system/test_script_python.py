@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from helpers.script import Script
@@ -189,6 +190,18 @@ def test_what_the_script_printed_before_is_printed_once(start: Start) -> None:
     assert script.wait() == 0
     assert script.out == "from the script, unbuffered from the job\n"
     assert script.err.count("to stderr") == 1
+
+
+def test_what_script_and_job_write_to_a_file_that_neither_closes_is_there_once(start: Start, tmp_path: Path) -> None:
+    script = start(f"""
+        class Job(Cradle):
+            def __init__(self):
+                self.out = open({str(tmp_path / "out")!r}, "a")
+                self.out.write("script ")
+            def run(self): self.out.write("job ")
+        """)
+    assert script.wait() == 0
+    assert (tmp_path / "out").read_text() == "script job "
 
 
 def test_replaced_and_closed_streams_harm_nobody(start: Start) -> None:

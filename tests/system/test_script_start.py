@@ -205,6 +205,22 @@ def test_script_with_threads_is_refused(start: Start) -> None:
     assert "cannot start the job: the script runs other threads (poller)" in script.err and script.out == ""
 
 
+def test_a_second_job_beside_the_first_is_refused(start: Start) -> None:
+    script = start("""
+        class Job(Cradle):
+            def run(self): self.get_msg(timeout=0.1)
+        async def both():
+            harness = ProcessHarness({"http": {"port": 0}})
+            print(*await asyncio.gather(harness.main(Job()), harness.main(Job()), return_exceptions=True))
+            print(await harness.main(Job()))
+        if __name__ == "__main__":
+            asyncio.run(both())
+        """)
+    assert script.wait() == 0
+    why = "cannot start the job: this script harnesses another; `harnessd serve` is for several"
+    assert script.out == f"0 {why}\n0\n"
+
+
 def test_job_object_that_cannot_be_pickled_is_no_obstacle(start: Start) -> None:
     script = start("""
         import socket
