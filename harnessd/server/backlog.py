@@ -13,6 +13,7 @@ from harnessd.server.writer import Item, Lines
 
 MOST_RECORDS = 100_000  # that wait while the database fails
 LINES_A_BATCH = 20_000  # about
+BYTES_A_BATCH = 16 << 20
 
 # A future is a flush: all before it is committed. An exception is what a reader of the database met.
 Waiting = Item | Future[None] | Exception
@@ -24,6 +25,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self.lines = 0  # of journals, that wait
+        self.bytes = 0  # of these
         self.dropped = 0  # records for which there was no room
         self.last_event = 0  # the highest id that was given
         self._queue: deque[Waiting] = deque()
@@ -52,8 +54,9 @@ class Backlog:
         batch: list[Waiting] = []
         singly = self._singly > 0
         room = 1 if singly else LINES_A_BATCH
+        least = self.bytes - BYTES_A_BATCH
         self._singly = max(0, self._singly - 1)
-        while self._queue and (room > 0 or (not singly and self._belongs(batch[-1]))):
+        while self._queue and ((room > 0 and self.bytes >= least) or (not singly and self._belongs(batch[-1]))):
             item = self._queue.popleft()
             if isinstance(item, Event) and not item.id:
                 self.last_event += 1
@@ -76,20 +79,23 @@ class Backlog:
         """Return all lines that wait, out of their order with the rest: they are not stored for now."""
         lines = [item for item in self._queue if isinstance(item, Lines)]
         self._queue = deque(item for item in self._queue if not isinstance(item, Lines))
-        self.lines = 0
+        self.lines = self.bytes = 0
         return lines
 
     def drain(self) -> Iterable[Waiting]:
         """Return all that waits, for good."""
-        items, self._queue, self.lines = list(self._queue), deque(), 0
+        items, self._queue, self.lines, self.bytes = list(self._queue), deque(), 0, 0
         return items
 
     def is_urgent(self) -> bool:
         return self._singly > 0
 
     def _count(self, item: Waiting, sign: int) -> int:
-        lines = sign * len(item.lines) if isinstance(item, Lines) else 0
+        if not isinstance(item, Lines):
+            return 0
+        lines = sign * len(item.lines)
         self.lines += lines
+        self.bytes += sign * item.bytes
         return lines
 
     def _shed(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Container, Iterable
@@ -16,6 +17,8 @@ from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunSt
 from harnessd.server.supervisor import run_ended, run_started
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
+
+_log = logging.getLogger(__name__)
 
 
 def with_unstored(known: Loaded, folder: Path, held: Iterable[int]) -> Loaded:
@@ -72,8 +75,11 @@ def store_left_over(
         try:
             counts = run.job in counting
             tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counts)
-        except OSError:  # it lay in memory, and the host was restarted
+        except FileNotFoundError:  # it lay in memory, and the host was restarted
             record(JournalDone(run.id))
+            continue
+        except OSError as error:
+            _log.error("cannot read the journal of run %s, the next server will try again: %s", run.id, error)
             continue
         reader.follow(run.id, tape, path, lambda _: None, math.inf)
         reader.finish(run.id, lambda: None)

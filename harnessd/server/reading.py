@@ -44,10 +44,11 @@ class LineStore(Protocol):
 
 
 class _Place(NamedTuple):
-    """Where in a journal. A later place is greater: in a file that is cut to nothing, the offset begins anew."""
+    """Where in a journal. A later place is greater: in a file that was cut to nothing, the offset begins anew."""
 
-    lines: int
+    cuts: int
     offset: int
+    lines: int = 0  # before it; not known where the database that has them could not be read
 
 
 @dataclass(slots=True)
@@ -59,11 +60,13 @@ class _Journal:
     max_rate: float
     pace: Pace
     stored: _Place  # up to where it is committed
+    stored_pace: Pace  # as it was there
     watch: int = -1
     read_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
     on_end: Callable[[], None] | None = None  # the run has ended
     ended: bool = False  # and its last line was read
+    unreadable: bool = False  # or could not be: it is left to the next server
     pending: int = 0  # batches on their way to the store
     behind: bool = False  # a batch was not stored; all from `stored` on is to be read again
 
@@ -86,7 +89,7 @@ class Reader:
         if self._closed:  # the server leaves, and the run was being forked: the next one adopts it
             tape.close()
             return
-        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), _place(tape))
+        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), _place(tape), Pace(run))
         self._journals[run] = journal
         self._read(journal)
 
@@ -158,6 +161,8 @@ class Reader:
             self._hand_over(journal, lines, offset)
             self._later(journal, 0)
         elif final:
+            if journal.pace.missing:
+                self._hand_over(journal, [], offset)
             self._end(journal)
         elif journal.watch < 0:
             self._later(journal, _RETRY_S)
@@ -165,6 +170,7 @@ class Reader:
     def _on_unreadable(self, journal: _Journal, error: OSError) -> None:
         _log.error("cannot read the journal of run %s: %s", journal.run, error)
         if journal.on_end:
+            journal.unreadable = True
             self._end(journal)
         else:
             self._later(journal, _RETRY_S)
@@ -207,20 +213,21 @@ class Reader:
         journal.pending += 1
         loop = asyncio.get_running_loop()
         thinned = thin(lines, journal.max_rate, journal.pace, final=journal.on_end is not None)
-        journal.pace = thinned.pace
+        pace = journal.pace = thinned.pace
         future = self._store.put_lines(
             journal.run, thinned.lines, reached.offset, reached.lines, thinned.dropped, since
         )
-        future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, done))
+        future.add_done_callback(lambda done: _in_loop(loop, self._on_put, journal, reached, pace, done))
 
-    def _on_put(self, journal: _Journal, reached: _Place, done: Future[Any]) -> None:
+    def _on_put(self, journal: _Journal, reached: _Place, pace: Pace, done: Future[Any]) -> None:
         journal.pending -= 1
         error = done.exception()
         if isinstance(error, AlreadyStored):
-            journal.stored = max(journal.stored, _Place(error.lines, error.offset))
+            journal.stored = _Place(reached.cuts, error.offset, error.lines)
         if error is None:
-            journal.stored = max(journal.stored, reached)
-            journal.tape.give_back(journal.stored.offset)
+            journal.stored, journal.stored_pace = reached, pace
+            if reached.cuts == journal.tape.cuts:
+                journal.tape.give_back(reached.offset)
             if journal.behind and journal.pending == 0:
                 self._catch_up(journal)
         elif not journal.behind:
@@ -234,26 +241,33 @@ class Reader:
         """Read again what was read but not stored; the lines were told already."""
         if journal.pending or not journal.behind or journal.run not in self._journals:
             return
-        reached, stored = _place(journal.tape), journal.stored
-        if stored >= reached:
+        tape, stored = journal.tape, journal.stored
+        reached = _place(tape)
+        if stored[:2] >= reached[:2]:
+            tape.rewind(stored.offset, stored.lines)
             journal.behind = False
+            self._later(journal, 0)
             self._drop_if_stored(journal)
             return
-        tape = journal.tape
+        begin = stored.offset if stored.cuts == reached.cuts else 0
+        tape.rewind(begin, stored.lines)
+        journal.pace = journal.stored_pace
         try:
-            begin = stored.offset if stored.offset < reached.offset else 0  # the file was cut, and begun anew
-            tape.rewind(begin, stored.lines)
             lines = tape.read(min(_CHUNK_BYTES, reached.offset - begin), final=True)
             self._put(journal, lines, stored.offset)
         except OSError as error:
-            self._on_unreadable(journal, error)
+            _log.error("cannot read the journal of run %s again: %s", journal.run, error)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
         finally:
-            tape.rewind(reached.offset, reached.lines)
+            if tape.cuts == reached.cuts and tape.offset < reached.offset:  # else its lines were counted anew
+                tape.rewind(reached.offset, reached.lines)
 
     def _drop_if_stored(self, journal: _Journal) -> None:
         if journal.ended and not journal.pending and not journal.behind and journal.run in self._journals:
             del self._journals[journal.run]
             journal.tape.close()
+            if journal.unreadable:
+                return
             if self._store is None:
                 self._remove(journal)
                 return
@@ -270,7 +284,7 @@ class Reader:
 
 
 def _place(tape: Tape) -> _Place:
-    return _Place(tape.lines, tape.offset)
+    return _Place(tape.cuts, tape.offset, tape.lines)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 1, 2, 8  # fallocate(2), FALLOC_FL_*
-_FAR = 1 << 40  # behind the end of every log: a hole punched there changes nothing
+_FAR = 1 << 30  # so far behind the end of a log nobody writes meanwhile: a hole punched there changes nothing
 _COPY_BYTES = 1 << 20
 _PUNCH_BYTES = 1 << 20  # for so much at once the job may have to wait
 _AT_ONCE = 16  # heads copied before the log is shortened
@@ -130,7 +130,8 @@ class Log:
             self._give_back(fd)  # what a crash has left
             heads = max(0, self._length(fd) - 1) // length  # something is always left, as a collapse wants it
             if heads:
-                _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, _FAR, block)  # nothing is cut off that cannot be given back
+                behind = (os.fstat(fd).st_size + _FAR) // block * block
+                _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, behind, block)  # nothing is cut off that cannot be given back
                 self._cut(fd, length, heads, keep)
                 self._give_back(fd)
             return heads

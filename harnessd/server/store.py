@@ -35,7 +35,8 @@ from harnessd.server.tape import Line
 from harnessd.server.writer import Lines, Writer, Written
 
 COMMIT_SECONDS = 0.05  # between the beginnings of two commits
-LINES_WAITING = 60_000  # more than that, and `full()` asks for a pause
+LINES_WAITING = 60_000  # more than that, or than these bytes, and `full()` asks for a pause
+BYTES_WAITING = 64 << 20
 WAL_LOOK_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class Store:
 
     def full(self) -> bool:
         """Return whether so many lines wait that reading more would only take memory."""
-        return self._backlog.lines > LINES_WAITING
+        return self._backlog.lines > LINES_WAITING or self._backlog.bytes > BYTES_WAITING
 
     def flush(self) -> Future[None]:
         """Return a future that is done when all that was put before is committed."""
@@ -218,6 +219,7 @@ class Store:
         """Commit what waits, if that is possible, and let go of the database."""
         with self._wake:
             self._closing = True
+            self._health.retry_at = 0.0  # once more, whatever was before
             self._wake.notify()
         self._thread.join(timeout_s)
 
@@ -247,7 +249,7 @@ class Store:
             while True:
                 now, failing = time.monotonic(), self._health.error is not None
                 due = max(self._next_commit, self._health.retry_at if failing else 0.0)
-                if self._backlog and (now >= due or (self._closing and not failing)):
+                if self._backlog and (now >= due or (self._closing and now >= self._health.retry_at)):
                     return self._backlog.take()
                 if self._closing:
                     return None

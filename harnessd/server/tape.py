@@ -60,6 +60,7 @@ class Tape:
         self.run = run
         self.offset = offset
         self.lines = lines
+        self.cuts = 0  # how often the file was cut to nothing
         self._counts_lines = counts_lines
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._given_back = 0
@@ -73,6 +74,7 @@ class Tape:
         """
         if os.fstat(self._fd).st_size < self.offset:
             self.offset = self._scanned = self._given_back = 0  # somebody wrote with > in place of >>: it begins anew
+            self.cuts += 1
         if self._is_new:
             self._skip_hole()
         lines: list[Line] = []
@@ -101,7 +103,7 @@ class Tape:
 
     def rewind(self, offset: int, lines: int) -> None:
         """Go back to what is stored: what was read since then could not be."""
-        self.offset, self.lines = offset, lines
+        self.offset, self.lines, self._scanned = offset, lines, 0
 
     def give_back(self, upto: int) -> None:
         """Give the whole blocks before `upto`, which must be stored, back to the filesystem."""

@@ -49,6 +49,11 @@ class Lines:
     dropped: int
     stored: Future[None]
 
+    @property
+    def bytes(self) -> int:
+        """Return how long they are in the journal."""
+        return max(0, self.offset - (self.offset if self.since is None else self.since))
+
 
 Item = Record | Lines
 
