@@ -56,7 +56,7 @@ class Backlog:
         room = 1 if singly else LINES_A_BATCH
         least = self.bytes - BYTES_A_BATCH
         self._singly = max(0, self._singly - 1)
-        while self._queue and ((room > 0 and self.bytes >= least) or (not singly and self._belongs(batch[-1]))):
+        while self._queue and ((room > 0 and self.bytes > least) or (not singly and self._belongs(batch[-1]))):
             item = self._queue.popleft()
             if isinstance(item, Event) and not item.id:
                 self.last_event += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from harnessd.server.adoption import Passed
 from harnessd.server.leftover import store_left_over
 from harnessd.server.places import journal_name
 from harnessd.server.reading import Reader
-from harnessd.server.records import Loaded, RunStarted
+from harnessd.server.records import JournalDone, Loaded, Record, RunStarted
 from harnessd.server.store import Store
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
@@ -58,6 +59,29 @@ def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_th
         assert list(told) == (["torn", "error"] if said_since else ["torn"])
     assert said == [str(number) for number in range(counted)]
     assert counted == (6 if said_since else 5)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_journal_is_done_with_if_it_is_gone_but_not_if_it_cannot_be_opened(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    def no_more(*_: object, **__: object) -> Tape:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path, records = tmp_path / journal_name(RUN, 3, "etl"), list[Record]()
+    if is_there:
+        path.write_text('{"seq":1,"t":1.5,"status":"said"}\n')
+        monkeypatch.setattr("harnessd.server.leftover.Tape", no_more)
+
+    async def left_over() -> None:
+        reader = Reader(open_store(), lambda _: None)
+        started = RunStarted(RUN, "etl", 42, 7, 3, "", 1_700_000_001_000_000, str(path))
+        store_left_over(reader, Loaded(unread=(started,)), (), (), records.append, tmp_path)
+        reader.close()
+
+    asyncio.run(left_over())
+    assert records == ([] if is_there else [JournalDone(RUN)])
+    assert path.exists() == is_there
 
 
 def test_an_exit_of_a_run_whose_start_was_never_stored_is_stored(

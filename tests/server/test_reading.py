@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from helpers.rows import RUN
+from sqlalchemy import text
 
 from harnessd.errors import StoreError
 from harnessd.server.reading import Reader
 from harnessd.server.store import Store
-from harnessd.server.tape import Tape
+from harnessd.server.tape import Line, Tape
 
 
 class SlowStore:
@@ -122,3 +123,102 @@ def test_of_a_journal_begun_anew_while_nothing_could_be_stored_no_line_is_missin
 
     told: list[int] = []
     asyncio.run(reads())
+
+
+def ours(first: int, last: int) -> str:
+    return "".join(json.dumps({"seq": seq, "t": 1.5, "status": "x" * 100}) + "\n" for seq in range(first, last + 1))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("counts_lines", [False, True])
+def test_where_it_was_not_known_up_to_where_a_journal_is_stored_the_rest_of_it_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts_lines: bool
+) -> None:
+    """The first bytes were given back, so there are fewer lines to count than there were."""
+    monkeypatch.setattr("harnessd.server.reading._RETRY_S", 0.05)
+    journal = tmp_path / "1.jsonl"
+    journal.write_text(ours(1, 2000))
+    done: list[int] = []
+
+    async def reads() -> None:
+        reader = Reader(store, done.append)
+        tape = Tape(journal, RUN, counts_lines=counts_lines)
+        reader.follow(RUN, tape, journal, lambda _: None, float("inf"))
+        await until(lambda: seqs(store)[-1:] == [2000])
+        await asyncio.wrap_future(store.flush())
+        reader.close()
+        with journal.open("a") as file:
+            file.write(ours(2001, 2200))
+        reader = Reader(store, done.append)
+        tape = Tape(journal, RUN, counts_lines=counts_lines)
+        reader.follow(RUN, tape, journal, lambda _: None, float("inf"))
+        await until(lambda: seqs(store)[-1:] == [2200])
+        with journal.open("a") as file:
+            file.write(ours(2201, 2205))
+        reader.finish(RUN, lambda: None)
+        await until(lambda: done)
+        reader.close()
+
+    asyncio.run(reads())
+    assert seqs(store) == list(range(1, 2206)) and not journal.exists()
+
+
+def seqs(store: Store) -> list[int]:
+    with store.readers.connect() as connection:
+        return list(connection.execute(text("SELECT seq FROM status ORDER BY seq")).scalars())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_that_was_left_out_is_told_of_once(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr("harnessd.server.reading._RETRY_S", 0.05)
+    journal, done = tmp_path / "1.jsonl", list[int]()
+    journal.touch()
+
+    async def reads() -> None:
+        reader, told = Reader(store, done.append), list[int]()
+        reader.follow(
+            RUN, Tape(journal, RUN), journal, lambda lines: told.extend(line.seq for line in lines), max_rate=10
+        )
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            if fails:
+                other.execute("BEGIN IMMEDIATE")
+            journal.write_text(ours(1, 1000))
+            await until(lambda: told[-1:] == [1000] and store.health()["ok"] is not fails)
+        reader.finish(RUN, lambda: None)
+        await until(lambda: done)
+        reader.close()
+
+    asyncio.run(reads())
+    store.flush().result(10)
+    with closing(sqlite3.connect(path)) as connection:
+        ((thinned,),) = connection.execute("SELECT thinned FROM run").fetchall()
+        ((told,),) = connection.execute("SELECT sum(data ->> 'count') FROM event WHERE kind = 'gap'").fetchall()
+    assert thinned == told == 1000 - len(seqs(store))
+
+
+def test_a_journal_whose_end_cannot_be_read_is_left_to_the_next_server(store: Store, tmp_path: Path) -> None:
+    class Broken(Tape):
+        def read(self, limit_bytes: int = 0, final: bool = False) -> list[Line]:
+            raise OSError(errno.EIO, "Input/output error")
+
+    journal, told = tmp_path / "1.jsonl", list[str]()
+    journal.write_text(ours(1, 1))
+
+    async def reads() -> None:
+        reader = Reader(store, lambda _: told.append("stored"))
+        reader.follow(RUN, Broken(journal, RUN), journal, lambda _: None, 1.0)
+        reader.finish(RUN, lambda: told.append("ended"))
+        await asyncio.wrap_future(store.flush())
+        await asyncio.sleep(0)
+        reader.close()
+
+    asyncio.run(reads())
+    assert told == ["ended"] and journal.exists()

@@ -19,6 +19,7 @@ from harnessd.server.desired import load_fast
 from harnessd.server.records import Event, JobRow, JournalDone, Keep, Loaded, RunEnded, Sample
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
+from harnessd.server.writer import Lines
 
 OpenStore = Callable[..., Store]
 DAY_US = 86_400_000_000
@@ -356,3 +357,23 @@ class TestRetention:
         with pytest.raises(OSError, match="folder"):
             store.backup(path.parent / "folder").result(10)
         assert [file.name for file in path.parent.glob("*.partial")] == []
+
+
+def test_what_waits_is_bounded_in_bytes_as_well(store: Store) -> None:
+    def long_line(number: int) -> Lines:
+        return Lines(RUN, status_lines(number, number), number << 20, (number + 1) << 20, number, 0, Future())
+
+    waiting = backlog.Backlog()
+    for number in range(65):
+        waiting.add(long_line(number))
+    assert waiting.bytes == 65 << 20
+    batches = []
+    while batch := waiting.take():
+        batches.append(len(batch))
+    assert batches == [16, 16, 16, 16, 1] and waiting.bytes == 0
+    with store.together():
+        for number in range(65):
+            store._backlog.add(long_line(number))
+        assert store.full()
+        store._backlog.take_lines()
+        assert not store.full()

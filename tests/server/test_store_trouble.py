@@ -72,6 +72,17 @@ def test_while_another_holds_the_lock_records_wait_and_lines_are_refused(store: 
     assert store.health()["ok"]
 
 
+def test_a_store_that_is_closed_tries_once_more(store: Store, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.put(Event("tick", 1))
+        until(lambda: not store.health()["ok"], "storage fails")
+        store._health.retry_at = time.monotonic() + 60
+        other.execute("ROLLBACK")
+    store.close()
+    assert rows(path, "SELECT count(*) FROM event WHERE kind = 'tick'") == [(1,)]
+
+
 def test_what_was_recorded_while_the_database_could_not_be_opened_gets_no_number_that_is_taken(
     store: Store, path: Path, open_store: OpenStore
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harnessd.server.tape import TORN_BYTES, UNNUMBERED, Line, Tape
+from harnessd.server.tape import MAX_LINE_BYTES, TORN_BYTES, UNNUMBERED, Line, Tape
 
 RUN = 7
 
@@ -204,6 +204,16 @@ def test_rewound_lines_are_read_again(journal: Path) -> None:
     first = tape.read()
     tape.rewind(0, 0)
     assert tape.read() == first
+
+
+def test_overlong_lines_that_are_read_again_take_none_with_them(journal: Path) -> None:
+    append(journal, "x" * MAX_LINE_BYTES + "x\n", ours(1), "y" * (MAX_LINE_BYTES + 9))  # the last is not whole yet
+    tape = Tape(journal, RUN)
+    first = [tape.read(), tape.read(), tape.read()]
+    tape.rewind(0, 0)
+    again = [tape.read(), tape.read(), tape.read()]
+    assert [[line.kind for line in lines] for lines in again] == [["torn"], ["status"], []]
+    assert first[1] == again[1]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
