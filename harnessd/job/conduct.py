@@ -26,6 +26,8 @@ from harnessd.job.cradle import Cradle, Mailbox
 from harnessd.job.journal import Journal
 from harnessd.wire import RunSpec
 
+_BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+
 
 @dataclass(frozen=True, slots=True)
 class Ends:
@@ -105,11 +107,10 @@ def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
 
 def flush_files() -> None:
     """Flush what is open for writing, texts before the buffers that they write to. Frozen objects are not looked at."""
-    objects = gc.get_objects()
-    for kinds in ((io.TextIOWrapper,), (io.BufferedWriter, io.BufferedRandom)):
-        for file in objects:
-            if issubclass(type(file), kinds) and _is_open(file):
-                _attempt(file.flush)
+    files: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), _BUFFERED)]
+    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):
+        if _is_open(file):
+            _attempt(file.flush)
 
 
 def _is_open(file: Any) -> bool:
