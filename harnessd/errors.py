@@ -10,7 +10,7 @@ HarnessError
 ├── SpawnFailed            the keeper could not make a process
 ├── StoreError             the database cannot be used
 │   ├── NewerSchema        it was written by a later harnessd
-│   └── AlreadyStored      these lines, or some of them, are in it
+│   └── Misplaced          these lines do not begin where those end that are in it
 └── Refused                a request that cannot be carried out; `kind` names why
     ├── BadRequest         it cannot be parsed
     ├── Unauthorized       a token is needed, or was wrong
@@ -78,11 +78,11 @@ class NewerSchema(StoreError):
     """The database was written by a later harnessd."""
 
 
-class AlreadyStored(StoreError):
-    """What was read of a journal is stored, up to `offset` at least, which is behind `lines` lines."""
+class Misplaced(StoreError):
+    """What was read of a journal does not follow on what is stored: up to `offset`, which is behind `lines` lines."""
 
-    def __init__(self, run: int, offset: int, lines: int) -> None:
-        super().__init__(f"the lines of run {run} are stored up to byte {offset}")
+    def __init__(self, run: int, since: int, offset: int, lines: int) -> None:
+        super().__init__(f"cannot store the lines of run {run} from byte {since} on: it is stored up to byte {offset}")
         self.offset = offset
         self.lines = lines
 

@@ -26,6 +26,7 @@ from harnessd.job.cradle import Cradle, Mailbox
 from harnessd.job.journal import Journal
 from harnessd.wire import RunSpec
 
+_FLUSH_S = 2.0
 _BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
@@ -98,7 +99,11 @@ def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not getattr(stream, "closed", False) and not _attempt(stream.flush):
             code = code or 120  # as Python says that it could not flush
-    flush_files()
+    flushing = threading.Thread(target=flush_files, daemon=True)  # whoever writes to a full pipe holds it for ever
+    if _attempt(flushing.start):
+        flushing.join(_FLUSH_S)
+    else:
+        flush_files()
     if signal_number is not None:
         signal.signal(signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), signal_number)

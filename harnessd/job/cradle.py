@@ -71,6 +71,7 @@ class Mailbox:
         self._journal = journal
         self.config = config or {}
         self._identity = _identity(fd)
+        self._pid = os.getpid()
         self._calls: set[tuple[int, object]] = set()  # that wait, with their processes: a fork copies those of others
         self.poll = _poller(fd)
 
@@ -83,7 +84,8 @@ class Mailbox:
         poll = _poller(self._fd if _identity(self._fd) == self._identity else -1)
         call = os.getpid(), object()
         self._calls.add(call)
-        self.page[WAITING] = self.page[WAITING] or call[0]
+        if call[0] == self._pid or not self.page[WAITING]:
+            self.page[WAITING] = call[0]
         try:
             while True:
                 ready = poll(_milliseconds(deadline))
@@ -95,7 +97,7 @@ class Mailbox:
                     return None
         finally:
             self._calls.discard(call)
-            if self.page[WAITING] == call[0]:
+            if call[0] == self._pid or self.page[WAITING] == call[0]:  # a child may have been killed while it waited
                 self.page[WAITING] = 0
                 if any(pid == call[0] for pid, _ in list(self._calls)):  # another thread still waits
                     self.page[WAITING] = call[0]

@@ -38,7 +38,7 @@ class ServerProcess:
         self._started = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one that the child gets early must not be the keeper's
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child's first ones must not be the keeper's
             try:
                 self.pid = os.fork()
                 if self.pid == 0:
@@ -47,7 +47,7 @@ class ServerProcess:
                 ours.close()
                 raise
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ours.setblocking(False)
         self.starts += 1
         self.replacing = False

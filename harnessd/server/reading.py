@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from inotify_simple import INotify, flags
 
-from harnessd.errors import AlreadyStored
+from harnessd.errors import Misplaced
 from harnessd.server.tape import Line, Tape
 from harnessd.server.thin import Pace, thin
 
@@ -60,7 +60,8 @@ class _Journal:
     max_rate: float
     pace: Pace
     stored: _Place  # up to where it is committed
-    stored_pace: Pace  # as it was there
+    sent: dict[tuple[int, int], tuple[_Place, Pace]]  # what may be stored by now, and was not when that was last heard
+    stored_pace: Pace  # as it was at `stored`
     watch: int = -1
     read_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -89,7 +90,7 @@ class Reader:
         if self._closed:  # the server leaves, and the run was being forked: the next one adopts it
             tape.close()
             return
-        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), _place(tape), Pace(run))
+        journal = _Journal(run, path, tape, on_lines, max_rate, Pace(run), _place(tape), {}, Pace(run))
         self._journals[run] = journal
         self._read(journal)
 
@@ -214,6 +215,7 @@ class Reader:
         loop = asyncio.get_running_loop()
         thinned = thin(lines, journal.max_rate, journal.pace, final=journal.on_end is not None)
         pace = journal.pace = thinned.pace
+        journal.sent[reached[1:]] = (reached, pace)
         future = self._store.put_lines(
             journal.run, thinned.lines, reached.offset, reached.lines, thinned.dropped, since
         )
@@ -222,10 +224,12 @@ class Reader:
     def _on_put(self, journal: _Journal, reached: _Place, pace: Pace, done: Future[Any]) -> None:
         journal.pending -= 1
         error = done.exception()
-        if isinstance(error, AlreadyStored):
-            journal.stored = _Place(reached.cuts, error.offset, error.lines)
+        if isinstance(error, Misplaced) and (error.offset, error.lines) != journal.stored[1:]:
+            before = _Place(0, error.offset, error.lines), Pace(journal.run)  # it was so when this server began
+            journal.stored, journal.stored_pace = journal.sent.get((error.offset, error.lines), before)
         if error is None:
             journal.stored, journal.stored_pace = reached, pace
+            journal.sent = {key: sent for key, sent in journal.sent.items() if sent[0] > reached}
             if reached.cuts == journal.tape.cuts:
                 journal.tape.give_back(reached.offset)
             if journal.behind and journal.pending == 0:
@@ -242,24 +246,35 @@ class Reader:
         if journal.pending or not journal.behind or journal.run not in self._journals:
             return
         tape, stored = journal.tape, journal.stored
-        reached = _place(tape)
-        if stored[:2] >= reached[:2]:
-            tape.rewind(stored.offset, stored.lines)
-            journal.behind = False
-            self._later(journal, 0)
-            self._drop_if_stored(journal)
+        try:
+            tape.notice_cut()
+            reached = _place(tape)
+            if stored[:2] < reached[:2]:
+                self._put_again(journal, stored, reached)
+                return
+        except OSError as error:
+            _log.error("cannot read the journal of run %s again: %s", journal.run, error)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
             return
+        tape.rewind(stored.offset, stored.lines)
+        journal.pace = journal.stored_pace
+        if journal.ended and journal.pace.missing:
+            self._put(journal, [], stored.offset)
+            return
+        journal.behind = False
+        self._later(journal, 0)
+        self._drop_if_stored(journal)
+
+    def _put_again(self, journal: _Journal, stored: _Place, reached: _Place) -> None:
+        tape = journal.tape
         begin = stored.offset if stored.cuts == reached.cuts else 0
         tape.rewind(begin, stored.lines)
         journal.pace = journal.stored_pace
         try:
-            lines = tape.read(min(_CHUNK_BYTES, reached.offset - begin), final=True)
+            lines = tape.read(min(_CHUNK_BYTES, reached.offset - begin), final=True) if begin < reached.offset else []
             self._put(journal, lines, stored.offset)
-        except OSError as error:
-            _log.error("cannot read the journal of run %s again: %s", journal.run, error)
-            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
         finally:
-            if tape.cuts == reached.cuts and tape.offset < reached.offset:  # else its lines were counted anew
+            if tape.offset < reached.offset:  # else its lines were counted anew
                 tape.rewind(reached.offset, reached.lines)
 
     def _drop_if_stored(self, journal: _Journal) -> None:

@@ -123,8 +123,8 @@ class Store:
         `dropped` statuses were left out between them. The future is done once that is committed; callbacks run in
         the store's thread. It has a StoreError when that did not come to pass: then go back to what was stored last
         and read again after a while. With `since`, the offset at which the lines begin, they are refused as well when
-        those before them were, so that any number of them may be on the way; and with AlreadyStored, which says where
-        to read on, when the database has them.
+        those before them were, so that any number of them may be on the way, and when the database has them: with
+        Misplaced, which says where to read on.
         """
         tape = Lines(run, lines, since, offset, count, dropped, _promise())
         with self._wake:

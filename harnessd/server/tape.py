@@ -72,9 +72,7 @@ class Tape:
 
         A line that has not ended is left for later, unless this is `final`. Raise OSError when the file cannot be read.
         """
-        if os.fstat(self._fd).st_size < self.offset:
-            self.offset = self._scanned = self._given_back = 0  # somebody wrote with > in place of >>: it begins anew
-            self.cuts += 1
+        self.notice_cut()
         if self._is_new:
             self._skip_hole()
         lines: list[Line] = []
@@ -83,6 +81,12 @@ class Tape:
             before = self.offset
             lines = self._piece(min(limit_bytes, MAX_LINE_BYTES), final)
         return lines
+
+    def notice_cut(self) -> None:
+        """Begin anew where somebody wrote with > in place of >>. Raise OSError when the file cannot be looked at."""
+        if os.fstat(self._fd).st_size < self.offset:
+            self.offset = self._scanned = self._given_back = 0
+            self.cuts += 1
 
     def _piece(self, limit_bytes: int, final: bool) -> list[Line]:
         data = os.pread(self._fd, limit_bytes, self.offset)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, delete, not_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from harnessd.errors import AlreadyStored, StoreError
+from harnessd.errors import Misplaced, StoreError
 from harnessd.server import desired, schema
 from harnessd.server.records import (
     Event,
@@ -177,7 +177,7 @@ class Writer:
                 continue
             since = run.offset if tape.since is None else tape.since
             if since != run.offset:
-                refused[tape] = _misplaced(tape.run, since, run)
+                refused[tape] = Misplaced(tape.run, since, run.offset, run.lines)
                 continue
             self._runs[tape.run] = run._replace(offset=tape.offset, lines=tape.count)
             job, job_id, before = run.job, self._jobs[run.job], len(statuses)
@@ -234,13 +234,6 @@ class _Run(NamedTuple):
     job: str
     offset: int
     lines: int
-
-
-def _misplaced(number: int, since: int, run: _Run) -> StoreError:
-    """Return why lines that begin at `since` do not follow on what is stored of the run."""
-    if since < run.offset:
-        return AlreadyStored(number, run.offset, run.lines)
-    return StoreError(f"cannot store the lines of run {number}: what comes before them is not stored")
 
 
 class _Template(NamedTuple):

@@ -177,6 +177,19 @@ def test_files_that_the_job_has_not_closed_are_flushed(keeper: Rig, tmp_path: An
     assert (tmp_path / "text").read_text() == "t" * 100 and (tmp_path / "bytes").read_bytes() == b"b" * 100
 
 
+def test_a_file_that_cannot_be_flushed_holds_up_no_end(keeper: Rig) -> None:
+    code, _ = keeper.run("""
+        import subprocess
+        class Job(Cradle):
+            def run(self):
+                self.child = subprocess.Popen(["sleep", "1000"], stdin=subprocess.PIPE)
+                threading.Thread(target=self.child.stdin.write, args=(b"x" * 1_000_000,), daemon=True).start()
+                time.sleep(0.2)
+                return 3
+        """)
+    assert code == 3
+
+
 def test_failing_exit_functions_and_streams_leave_the_exit_code(keeper: Rig) -> None:
     code, run = keeper.run("""
         import atexit

@@ -111,7 +111,9 @@ def test_one_that_waits_is_seen_whatever_other_threads_and_children_do(run: Harn
         run.job.get_msg(timeout=0.001)
         os._exit(0)
     os.waitpid(pid, 0)
-    assert run.page[WAITING]
+    run.page[WAITING] = pid  # as if it had been killed in the midst of that
+    assert run.job.get_msg(timeout=0.001) is None
+    assert run.page[WAITING] == os.getpid()
     run.send(Command.PAUSE)
     until(lambda: len(run.mailbox._calls) == 1, "one has it")
     assert run.page[WAITING]

@@ -7,7 +7,7 @@ import errno
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +21,7 @@ from harnessd.errors import StoreError
 from harnessd.server.reading import Reader
 from harnessd.server.store import Store
 from harnessd.server.tape import Line, Tape
+from harnessd.server.writer import Lines, Writer, Written
 
 
 class SlowStore:
@@ -172,6 +173,47 @@ def test_where_it_was_not_known_up_to_where_a_journal_is_stored_the_rest_of_it_i
 def seqs(store: Store) -> list[int]:
     with store.readers.connect() as connection:
         return list(connection.execute(text("SELECT seq FROM status ORDER BY seq")).scalars())
+
+
+@pytest.mark.parametrize("last_is_cut", [False, True])
+def test_after_an_answer_was_lost_a_journal_that_is_cut_is_stored_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_is_cut: bool
+) -> None:
+    monkeypatch.setattr("harnessd.server.reading._RETRY_S", 0.3)
+    journal, done, told, lost = tmp_path / "1.jsonl", list[int](), list[int](), list[bool]()
+    journal.write_text(ours(1, 5))
+    write = Writer.write
+
+    def answer_lost(self: Writer, items: Sequence[Any], last_event: int) -> Written:
+        written = write(self, items, last_event)
+        if lost and any(isinstance(item, Lines) for item in items):
+            lost.clear()
+            raise OSError("the connection is gone")
+        return written
+
+    monkeypatch.setattr(Writer, "write", answer_lost)
+
+    async def reads() -> None:
+        reader = Reader(store, done.append)
+        if not last_is_cut:
+            lost.append(True)
+        reader.follow(
+            RUN, Tape(journal, RUN), journal, lambda lines: told.extend(line.seq for line in lines), float("inf")
+        )
+        await until(lambda: seqs(store) == [1, 2, 3, 4, 5])
+        if last_is_cut:
+            await asyncio.wrap_future(store.flush())
+            lost.append(True)
+        journal.write_text(ours(6, 6))
+        await until(lambda: told[-1] == 6)
+        with journal.open("a") as file:
+            file.write(ours(7, 20))
+        reader.finish(RUN, lambda: None)
+        await until(lambda: done)
+        reader.close()
+
+    asyncio.run(reads())
+    assert seqs(store) == told == list(range(1, 21)) and not lost
 
 
 @pytest.mark.parametrize("fails", [False, True])

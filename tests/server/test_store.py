@@ -13,7 +13,7 @@ import pytest
 from helpers.rows import RUN, job_row, run_started, status_lines
 from sqlalchemy import text
 
-from harnessd.errors import AlreadyStored, NewerSchema, StoreError
+from harnessd.errors import Misplaced, NewerSchema, StoreError
 from harnessd.server import backlog, retention
 from harnessd.server.desired import load_fast
 from harnessd.server.records import Event, JobRow, JournalDone, Keep, Loaded, RunEnded, Sample
@@ -161,7 +161,7 @@ def test_lines_of_an_unknown_run_are_refused_and_others_stored(store: Store) -> 
 def test_lines_are_refused_when_those_before_them_are_not_stored(store: Store) -> None:
     store.put_lines(RUN, status_lines(1, 2), offset=20, count=2, since=0).result(10)
     store.put_lines(RUN, status_lines(3, 4), offset=40, count=4, since=20).result(10)
-    assert "before them" in failure(store.put_lines(RUN, status_lines(7, 8), offset=80, count=8, since=60))
+    assert "is stored up to byte 40" in failure(store.put_lines(RUN, status_lines(7, 8), offset=80, count=8, since=60))
     store.put_lines(RUN, status_lines(5, 6), offset=60, count=6, since=40).result(10)
     assert rows(store, "SELECT max(seq), count(*) FROM status") == [(6, 6)]
 
@@ -169,7 +169,7 @@ def test_lines_are_refused_when_those_before_them_are_not_stored(store: Store) -
 def test_lines_that_are_stored_are_refused_with_where_to_read_on(store: Store) -> None:
     torn = Line(RUN, 2, 7, "torn", "x")
     store.put_lines(RUN, [*status_lines(1, 1), torn], offset=20, count=2, since=0).result(10)
-    with pytest.raises(AlreadyStored) as refused:
+    with pytest.raises(Misplaced) as refused:
         store.put_lines(RUN, [*status_lines(1, 1), torn, *status_lines(3, 3)], offset=30, count=3, since=0).result(10)
     assert (refused.value.offset, refused.value.lines) == (20, 2)
     assert rows(store, "SELECT status_rows, journal_offset FROM run") == [(1, 20)]
