@@ -312,7 +312,7 @@ async def _watch(supervisor: Supervisor, entry: Entry, link: Link) -> int:
     loop = asyncio.get_running_loop()
 
     def end() -> None:
-        again = isinstance(entry.job.life, policy.Stopping) and entry.job.life.forced
+        again = entry.job.is_forced
         supervisor.apply(entry, policy.KillAsked(0.0 if again else None), "the script was told to end")
 
     for number in (signal.SIGINT, signal.SIGTERM):

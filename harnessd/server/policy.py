@@ -93,6 +93,11 @@ class Job:
     def is_live(self) -> bool:
         return self.state in LIVE
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether its processes are being ended."""
+        return isinstance(self.life, Stopping) and self.life.forced
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -327,8 +332,7 @@ def _start_paused(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 def _start_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
     """It runs on if it reads START before it ends, and is started again if it ends."""
-    forced = isinstance(job.life, Stopping) and job.life.forced
-    return Step(replace(job, want=Want.UP), () if forced else (Send(Command.START),))
+    return Step(replace(job, want=Want.UP), () if job.is_forced else (Send(Command.START),))
 
 
 def _stop_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -339,8 +343,7 @@ def _stop_live(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 
 def _stop_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
-    forced = isinstance(job.life, Stopping) and job.life.forced
-    return Step(replace(job, want=Want.DOWN), () if forced else (Send(Command.STOP),))
+    return Step(replace(job, want=Want.DOWN), () if job.is_forced else (Send(Command.STOP),))
 
 
 def _give_up(job: Job, event: Event, now: float, rules: Rules) -> Step:
@@ -372,7 +375,7 @@ def _resume_paused(job: Job, event: Event, now: float, rules: Rules) -> Step:
 
 def _tell_stopping(job: Job, event: Event, now: float, rules: Rules) -> Step:
     """It was asked to stop and may go on instead, so it is still to be told."""
-    if isinstance(job.life, Stopping) and job.life.forced:
+    if job.is_forced:
         return _refuse(job, event, now, rules)
     return Step(job, (Send(Command.PAUSE if isinstance(event, PauseAsked) else Command.RESUME),))
 

@@ -325,7 +325,7 @@ class Supervisor:
                 self._put_job(entry)
         for action in step.actions:
             self._act(entry, action)
-        if before.want is not step.job.want and not step.actions and _is_forced(step.job):
+        if before.want is not step.job.want and not step.actions and step.job.is_forced:
             self._end(entry, None)
         self._arm(entry)
 
@@ -478,7 +478,7 @@ class Supervisor:
             live = self.attach(entry, adopted.run, offset=offset, lines=lines)
             live.owed = adopted.owed and not live.holds_unread()
             self._note(entry, "adopted", None, {"pid": adopted.run.pid})
-            if _is_forced(entry.job) and not adopted.run.end_note:  # the keeper was not told before
+            if entry.job.is_forced and not adopted.run.end_note:  # the keeper was not told before
                 self._end(entry, entry.definition.kill_grace_s)
         else:
             live = self.attach(entry, self._as_live(adopted.run), offset=offset, lines=lines)
@@ -683,10 +683,6 @@ def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:
         wall_s=record.wall_s,
         mono_s=record.mono_s,
     )
-
-
-def _is_forced(job: policy.Job) -> bool:
-    return isinstance(job.life, policy.Stopping) and job.life.forced
 
 
 def _at_once(then: Callable[[], None]) -> None:

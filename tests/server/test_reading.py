@@ -97,29 +97,19 @@ def test_of_a_journal_begun_anew_while_nothing_could_be_stored_no_line_is_missin
         with journal.open(mode) as file:
             file.write(json.dumps({"seq": seq, "t": 1.5, "status": "x" * (100 if mode == "a" else 1)}) + "\n")
 
-    async def until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, (seqs(), told)
-            await asyncio.sleep(0.01)
-
-    def seqs() -> list[int]:
-        with closing(sqlite3.connect(path)) as connection:
-            return [seq for (seq,) in connection.execute("SELECT seq FROM status ORDER BY seq")]
-
     async def reads() -> None:
         reader = Reader(store, lambda _: None)
         reader.follow(RUN, Tape(journal, RUN), journal, lambda lines: told.extend(line.seq for line in lines), 100)
         write("a", 1)
-        await until(lambda: seqs() == [1])
+        await until(lambda: seqs(store) == [1])
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             write("w", 2)
             await until(lambda: told == [1, 2] and not store.health()["ok"])
             other.execute("ROLLBACK")
-        await until(lambda: seqs() == [1, 2])
+        await until(lambda: seqs(store) == [1, 2])
         write("a", 3)
-        await until(lambda: seqs() == told == [1, 2, 3])
+        await until(lambda: seqs(store) == told == [1, 2, 3])
         reader.close()
 
     told: list[int] = []
