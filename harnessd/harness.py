@@ -197,6 +197,7 @@ def _fork_keeper(job: Cradle) -> tuple[socket.socket, int]:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()  # or what it holds would be written once more by the copy
     flush_files()
+    tree.wear_beneath()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, as a library's pool may have started

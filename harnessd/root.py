@@ -6,7 +6,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from harnessd import logline
+from harnessd import logline, tree
 from harnessd.keeper import say
 from harnessd.keeper.respawn import SIGNALS, ServerProcess
 
@@ -20,6 +20,7 @@ def serve(argv: list[str]) -> int:
     config_dir = given.config_dir.absolute()
     say.use(given.log_format)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until the keeper can act on them
+    tree.wear_beneath()
     server = ServerProcess(["-P", "-m", "harnessd.daemon", str(config_dir), given.log_format])
     control = server.start()  # it reads its configuration while this process loads what the runs will need
 

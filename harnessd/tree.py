@@ -3,6 +3,9 @@
 A run's processes wear a mark: a random number in the soft limit of RLIMIT_LOCKS, which the kernel has ignored since
 2.4.25 and still hands on through fork and execve. A parent is lost when a process daemonises, a session with setsid, an
 environment with `env -i`; the mark stays. It needs no cgroup, no privilege and nothing from the job.
+
+A run may be a harness itself. What its runs wear they wear above the outer mark, which is then their hard limit: so the
+inner numbers are the smaller ones.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ _PF_EXITING = 4  # include/linux/sched.h
 
 def new_mark() -> int:
     """Return a mark that no other run on this host wears."""
-    return _MARK_BIT | secrets.randbits(60)
+    outer = next(filter(is_mark, reversed(_worn_by(0))), 2 * _MARK_BIT)
+    return _MARK_BIT + secrets.randbelow(outer - _MARK_BIT)
 
 
 def is_mark(number: int) -> bool:
@@ -33,6 +37,13 @@ def is_mark(number: int) -> bool:
 def worn() -> int:
     """Return what this process wears."""
     return resource.getrlimit(_RLIMIT_LOCKS)[0]
+
+
+def wear_beneath() -> None:
+    """Have what this process will mark wear the mark that it wears itself, too: it is a harness in a run."""
+    mark, beneath = resource.getrlimit(_RLIMIT_LOCKS)
+    if is_mark(mark) and not is_mark(beneath):
+        resource.setrlimit(_RLIMIT_LOCKS, (mark, mark))
 
 
 def wear(mark: int) -> None:
@@ -48,18 +59,21 @@ def put_on(mark: int, pid: int) -> None:
         pass  # it has ended, or become somebody else
 
 
-def members(marks: Container[int]) -> dict[int, list[int]]:
-    """Return the live processes that wear one of the marks: mark -> pids."""
+def members(marks: Container[int], *, nested: bool = True) -> dict[int, list[int]]:
+    """Return the live processes that wear one of the marks, beneath another too if they are `nested`: mark -> pids."""
     found: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdecimal() and (mark := _mark(pid := int(entry))) in marks and is_mark(mark) and not _is_zombie(pid):
-            found.setdefault(mark, []).append(pid)
+        if entry.isdecimal():
+            pid = int(entry)
+            for mark in set(_worn_by(pid)) if nested else _worn_by(pid)[:1]:
+                if mark in marks and is_mark(mark) and not _is_zombie(pid):
+                    found.setdefault(mark, []).append(pid)
     return found
 
 
 def send(mark: int, pid: int, signals: tuple[signal.Signals, ...]) -> bool:
     """Send the signals if the process wears the mark. Return False when it is gone or may not be signalled."""
-    return _send_if(lambda: _mark(pid) == mark, pid, signals)
+    return _send_if(lambda: mark in _worn_by(pid), pid, signals)
 
 
 def end_all(marks: Container[int], deadline_s: float = 5.0) -> None:
@@ -106,23 +120,24 @@ def _send_if(is_it: Callable[[], bool], pid: int, signals: tuple[signal.Signals,
         os.close(pidfd)
 
 
-def _mark(pid: int) -> int:
+def _worn_by(pid: int) -> tuple[int, ...]:
+    """Return the mark that the process wears, or what else its limit is, and the one beneath it; 0 is this process."""
     try:
-        return resource.prlimit(pid, _RLIMIT_LOCKS)[0]
+        return resource.prlimit(pid, _RLIMIT_LOCKS)
     except ProcessLookupError:
-        return 0
+        return ()
     except PermissionError:  # of another user, and this root may not do all: containers lack CAP_SYS_RESOURCE
-        return _mark_in_limits(pid)
+        return _shown_limits(pid)
 
 
-def _mark_in_limits(pid: int) -> int:
-    """Return the mark from what everybody may read, which takes the kernel ten times as long."""
+def _shown_limits(pid: int) -> tuple[int, ...]:
+    """Return the limits from what everybody may read, which takes the kernel ten times as long."""
     try:
         with open(f"/proc/{pid}/limits", "rb") as file:
-            shown = next(line for line in file if line.startswith(b"Max file locks")).split()[3]
+            shown = next(line for line in file if line.startswith(b"Max file locks")).split()[3:5]
     except (OSError, StopIteration):
-        return 0
-    return int(shown) if shown.isdigit() else 0
+        return ()
+    return tuple(int(limit) if limit.isdigit() else resource.RLIM_INFINITY for limit in shown)
 
 
 def _is_zombie(pid: int) -> bool:

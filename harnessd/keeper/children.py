@@ -107,8 +107,9 @@ class Children:
         child = self.live[run]
         pids: set[int] = set()
         if whole_tree:
+            nested = signals != _POLITE or child.exit is not None  # a harness ends its own runs while it lives
             with suppress(OSError):  # no descriptor is left to look with; what is left over is found later
-                pids.update(tree.members({child.spec.mark}).get(child.spec.mark, ()))
+                pids.update(tree.members({child.spec.mark}, nested=nested).get(child.spec.mark, ()))
         if child.exit is None:  # not reaped yet, so the pid is its own; just forked, it may not wear the mark yet
             pids.discard(child.pid)
             _signal_first(child, signals)

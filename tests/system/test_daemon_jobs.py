@@ -92,6 +92,29 @@ def test_kill_ends_everything_that_a_job_has_started(daemon: Daemon) -> None:
     assert all(ended(pid) for pid in [status["pid"], *status["pids"]])
 
 
+# A job that is a harness itself, of a job that starts a process of its own.
+HARNESS = """
+import asyncio, subprocess, time
+from harnessd import Cradle, ProcessHarness
+class Inner(Cradle):
+    def run(self):
+        print("started", subprocess.Popen(["setsid", "env", "-i", "/bin/sleep", "3600"]).pid, flush=True)
+        time.sleep(3600)
+asyncio.run(ProcessHarness({"http": {"port": 0}}).main(Inner()))
+"""
+
+
+@pytest.mark.parametrize("grace", [0, 20])
+def test_kill_of_a_job_that_is_a_harness_ends_what_its_own_job_has_started(daemon: Daemon, grace: float) -> None:
+    daemon.job("outer", [sys.executable, "-c", HARNESS])
+    daemon.start()
+    until(lambda: "started" in daemon.output("outer"), "the inner job has started a process")
+    inner = int(daemon.output("outer").rpartition("started")[2].split()[0])
+    assert is_alive(inner)
+    assert daemon.post("/jobs/outer/kill", grace=grace).status_code == 200
+    assert not is_alive(inner)
+
+
 @pytest.mark.parametrize("exit_code", [0, 1])
 @pytest.mark.parametrize("restart", ["on-failure", "always", "never"])
 def test_restart_policy(daemon: Daemon, tmp_path: Path, restart: str, exit_code: int) -> None:
