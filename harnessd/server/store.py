@@ -331,6 +331,8 @@ class Store:
             self._backlog.last_event += sum(len(item.lines) for item in lines)
             if trouble is Trouble.LOST:
                 self._backlog.put_back([*self._begin_anew(error), *(_unnumbered(item) for item in kept)])
+                if first:
+                    self._health.retry_at = 0.0  # a new database has not failed yet
             else:
                 self._backlog.put_back([*kept, _storage(error)] if first else kept)
         if first:

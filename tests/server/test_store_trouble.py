@@ -183,6 +183,17 @@ def test_after_the_file_is_deleted_a_new_one_begins_with_what_is_known(store: St
     assert rows(path, "SELECT min(id) > 1000000 FROM event") == [(1,)], "ids go on above those that were given"
 
 
+def test_a_store_that_is_closed_after_its_file_was_deleted_leaves_a_new_one(store: Store, path: Path) -> None:
+    store.put_lines(RUN, status_lines(1, 3), offset=30, count=3).result(10)
+    with store.together():  # what is put meets the close
+        path.unlink()
+        store.put(Event("tick", 1))
+        store._closing = True
+    store.close()
+    assert rows(path, "SELECT name, want FROM job") == [("etl", "up")]
+    assert rows(path, "SELECT count(*) FROM event WHERE kind = 'tick'") == [(1,)]
+
+
 def test_a_damaged_database_is_set_aside_by_name_and_a_new_one_begun(store: Store, path: Path) -> None:
     store.put(RunEnded(RUN, 77))
     store.put_lines(RUN, status_lines(1, 5000), offset=5000, count=5000).result(10)
