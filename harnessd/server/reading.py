@@ -28,6 +28,7 @@ from harnessd.server.thin import Pace, thin
 PAUSE_S = 0.05  # the least time between two readings of one journal
 _RETRY_S = 1.0  # until what could not be stored is read again
 _CHUNK_BYTES = 64 << 10  # some milliseconds of parsing, in which no request is answered
+_CHUNKS_AGAIN = 8  # between two commits, or a job that writes much would never be caught up with
 _log = logging.getLogger(__name__)
 
 
@@ -195,6 +196,8 @@ class Reader:
             with suppress(OSError):
                 self._inotify.rm_watch(journal.watch)
             self._by_watch.pop(journal.watch, None)
+        if journal.behind:
+            journal.tape.close()  # until it is tried again: runs may end by the thousand meanwhile
         assert journal.on_end
         journal.on_end()
         self._drop_if_stored(journal)
@@ -234,10 +237,10 @@ class Reader:
                 journal.tape.give_back(reached.offset)
             if journal.behind and journal.pending == 0:
                 self._catch_up(journal)
-        elif not journal.behind:
+        elif not journal.behind or journal.pending == 0:
             journal.behind = True
-            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
-        elif journal.pending == 0:
+            if journal.ended:
+                journal.tape.close()
             asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
         self._drop_if_stored(journal)
 
@@ -249,15 +252,16 @@ class Reader:
         try:
             tape.notice_cut()
             reached = _place(tape)
-            if stored[:2] < reached[:2]:
-                self._put_again(journal, stored, reached)
+            journal.pace = journal.stored_pace
+            while stored[:2] < reached[:2] and journal.pending < _CHUNKS_AGAIN:
+                stored = self._put_again(journal, stored, reached)
+            if journal.pending:
                 return
         except OSError as error:
             _log.error("cannot read the journal of run %s again: %s", journal.run, error)
             asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
             return
         tape.rewind(stored.offset, stored.lines)
-        journal.pace = journal.stored_pace
         if journal.ended and journal.pace.missing:
             self._put(journal, [], stored.offset)
             return
@@ -265,14 +269,15 @@ class Reader:
         self._later(journal, 0)
         self._drop_if_stored(journal)
 
-    def _put_again(self, journal: _Journal, stored: _Place, reached: _Place) -> None:
+    def _put_again(self, journal: _Journal, place: _Place, reached: _Place) -> _Place:
+        """Put what follows on that place, and return where the next follows."""
         tape = journal.tape
-        begin = stored.offset if stored.cuts == reached.cuts else 0
-        tape.rewind(begin, stored.lines)
-        journal.pace = journal.stored_pace
+        begin = place.offset if place.cuts == reached.cuts else 0
+        tape.rewind(begin, place.lines)
         try:
             lines = tape.read(min(_CHUNK_BYTES, reached.offset - begin), final=True) if begin < reached.offset else []
-            self._put(journal, lines, stored.offset)
+            self._put(journal, lines, place.offset)
+            return _place(tape)
         finally:
             if tape.offset < reached.offset:  # else its lines were counted anew
                 tape.rewind(reached.offset, reached.lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.rows import RUN
+from helpers.rows import RUN, run_started
 from sqlalchemy import text
 
 from harnessd.errors import StoreError
 from harnessd.server.reading import Reader
+from harnessd.server.records import Event
 from harnessd.server.store import Store
 from harnessd.server.tape import Line, Tape
 from harnessd.server.writer import Lines, Writer, Written
@@ -234,6 +236,75 @@ def test_all_that_was_left_out_is_told_of_once(
         ((thinned,),) = connection.execute("SELECT thinned FROM run").fetchall()
         ((told,),) = connection.execute("SELECT sum(data ->> 'count') FROM event WHERE kind = 'gap'").fetchall()
     assert thinned == told == 1000 - len(seqs(store))
+
+
+class Counting(SlowStore):
+    """Knows how many batches are on their way to the store at the most."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._waiting = self.most = 0
+
+    def put_lines(self, *args: Any, **named: Any) -> Future[Any]:
+        self._waiting += 1
+        self.most = max(self.most, self._waiting)
+        future = self._store.put_lines(*args, **named)
+        future.add_done_callback(self._answered)
+        return future
+
+    def _answered(self, _: Future[Any]) -> None:
+        self._waiting -= 1
+
+
+def test_what_could_not_be_stored_is_caught_up_with_by_many_batches_at_once(
+    store: Store, path: Path, tmp_path: Path
+) -> None:
+    journal, counting = tmp_path / "1.jsonl", Counting(store)
+    journal.touch()
+    last = 16 * (64 << 10) // len(ours(1, 1))
+
+    async def reads() -> None:
+        reader, told = Reader(counting, lambda _: None), list[int]()
+        reader.follow(RUN, Tape(journal, RUN), journal, lambda lines: told.extend(line.seq for line in lines), 1e6)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            journal.write_text(ours(1, last))
+            await until(lambda: told[-1:] == [last] and not store.health()["ok"])
+            counting.most = 0
+            other.execute("ROLLBACK")
+        await until(lambda: not reader.backlog_bytes(RUN))
+        reader.close()
+
+    asyncio.run(reads())
+    assert seqs(store) == list(range(1, last + 1))
+    assert counting.most > 1
+
+
+def test_ended_runs_hold_no_descriptors_while_nothing_can_be_stored(store: Store, path: Path, tmp_path: Path) -> None:
+    journals = [tmp_path / f"{number}.jsonl" for number in range(50)]
+
+    async def reads() -> None:
+        reader, ended = Reader(store, lambda _: None), list[int]()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            store.put(Event("tick", 1))
+            await until(lambda: not store.health()["ok"])
+            before = len(os.listdir("/proc/self/fd"))
+            for number, journal in enumerate(journals, RUN):
+                journal.write_text(ours(1, 3))
+                reader.follow(number, Tape(journal, number), journal, lambda _: None, 100)
+                reader.finish(number, lambda number=number: ended.append(number))
+            await until(lambda: len(ended) == len(journals))
+            await until(lambda: len(os.listdir("/proc/self/fd")) - before < len(journals) / 2)
+            for number in range(RUN + 1, RUN + len(journals)):
+                store.put(run_started(number))
+            other.execute("ROLLBACK")
+        await until(lambda: not any(journal.exists() for journal in journals))
+        reader.close()
+
+    asyncio.run(reads())
+    assert seqs(store) == [1] * 50 + [2] * 50 + [3] * 50
 
 
 def test_a_journal_whose_end_cannot_be_read_is_left_to_the_next_server(store: Store, tmp_path: Path) -> None:
