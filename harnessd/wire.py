@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 from harnessd.errors import WireError
@@ -27,10 +29,13 @@ PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 MAX_FDS = 16  # in one frame; the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_STATUS_BYTES = 256 << 10
+MAX_STATUS_DEPTH = 200  # of brackets
 MAX_PACKET_BYTES = 128 << 10  # below the smallest usual socket buffer, net.core.wmem_default
 
 Frame = dict[str, Any]
 _LENGTH = struct.Struct("!I")
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
+_MARKS = re.compile(r"[\[\]{}]")
 
 
 def pack_frame(frame: Frame) -> bytes:
@@ -195,6 +200,14 @@ def _known(cls: type, frame: Frame) -> Frame:
     if not isinstance(frame, dict):
         raise TypeError(f"an object is wanted, not {type(frame).__name__}")
     return {key: value for key, value in frame.items() if key in cls.__slots__}  # type: ignore[attr-defined]
+
+
+def is_deep(text: str) -> bool:
+    """Return whether the JSON is nested deeper than MAX_STATUS_DEPTH: whoever reads it has a stack of some size."""
+    if text.count("[") + text.count("{") <= MAX_STATUS_DEPTH:
+        return False
+    marks = _MARKS.findall(_STRINGS.sub("", text))
+    return max(accumulate(1 if mark in "[{" else -1 for mark in marks), default=0) > MAX_STATUS_DEPTH
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harnessd.job import pulse
-from harnessd.wire import MAX_STATUS_BYTES
+from harnessd.wire import MAX_STATUS_BYTES, is_deep
 
 _MAX_DEPTH = 64
 _BLOCK_BYTES = 512  # the unit of st_blocks, see stat(2)
@@ -90,9 +90,11 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 def encode(value: Any) -> str:
     """Return the value as ASCII JSON, whatever it is: NaN becomes null, what JSON cannot hold becomes its repr."""
     try:
-        return _encode(value)
+        if not is_deep(text := _encode(value)):
+            return text
     except Exception:  # NaN, a cycle, a key or a number JSON cannot hold, a __repr__ that raises: built piece by piece
-        return _encode(_plain(value, ()))
+        pass
+    return _encode(_plain(value, ()))
 
 
 def _known(value: Any) -> Any:

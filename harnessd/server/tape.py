@@ -19,6 +19,8 @@ from math import isinf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from harnessd.wire import is_deep
+
 Kind = Literal["status", "ack", "error", "torn", "gap"]
 
 MAX_LINE_BYTES = 1 << 20  # a longer line is torn
@@ -62,7 +64,9 @@ class Tape:
         self.lines = lines
         self.cuts = 0  # how often the file was cut to nothing
         self._counts_lines = counts_lines
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._path = path
+        self._open = -1
+        self._fd()
         self._given_back = 0
         self._scanned = 0
         self._is_new = True
@@ -84,15 +88,15 @@ class Tape:
 
     def notice_cut(self) -> None:
         """Begin anew where somebody wrote with > in place of >>. Raise OSError when the file cannot be looked at."""
-        if os.fstat(self._fd).st_size < self.offset:
+        if os.fstat(self._fd()).st_size < self.offset:
             self.offset = self._scanned = self._given_back = 0
             self.cuts += 1
 
     def _piece(self, limit_bytes: int, final: bool) -> list[Line]:
-        data = os.pread(self._fd, limit_bytes, self.offset)
+        data = os.pread(self._fd(), limit_bytes, self.offset)
         end = data.rfind(b"\n") + 1
         if not end and len(data) == limit_bytes:
-            data = os.pread(self._fd, MAX_LINE_BYTES + 1, self.offset)
+            data = os.pread(self._fd(), MAX_LINE_BYTES + 1, self.offset)
             end = data.find(b"\n") + 1
         if not end and len(data) > MAX_LINE_BYTES:
             return self._overlong(data, final)
@@ -115,15 +119,23 @@ class Tape:
         if end > self._given_back:
             # A filesystem without holes keeps the space until the journal is removed; nothing else follows from it.
             mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-            _libc.fallocate(self._fd, mode, self._given_back, end - self._given_back)
+            _libc.fallocate(self._fd(), mode, self._given_back, end - self._given_back)
             self._given_back = end
 
     def backlog_bytes(self) -> int:
         """Return how many bytes were written and not read."""
-        return max(0, os.fstat(self._fd).st_size - self.offset)
+        return max(0, os.fstat(self._fd()).st_size - self.offset)
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Give the descriptor back. A tape that is used again opens the journal anew."""
+        if self._open >= 0:
+            os.close(self._open)
+            self._open = -1
+
+    def _fd(self) -> int:
+        if self._open < 0:
+            self._open = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        return self._open
 
     def _ours(self, data: bytes) -> list[Line] | None:
         """Return the lines of a piece in which every one is as our own writer writes it, else None."""
@@ -135,7 +147,7 @@ class Tape:
             lines = [
                 Line(run, next(numbers) if self._counts_lines else int(seq), int(float(at) * 1e6 + 0.5), kind, text)
                 for seq, at, kind, text in found
-                if _scan(text, 0)[1] == len(text)
+                if _scan(text, 0)[1] == len(text) and not is_deep(text)
             ]
         except _NO_RECORD:
             return None
@@ -188,7 +200,7 @@ class Tape:
     def _overlong(self, data: bytes, final: bool) -> list[Line]:
         """Skip a line of more than MAX_LINE_BYTES, once it has ended."""
         at = max(self._scanned, self.offset + len(data))
-        while piece := os.pread(self._fd, MAX_LINE_BYTES, at):
+        while piece := os.pread(self._fd(), MAX_LINE_BYTES, at):
             newline = piece.find(b"\n")
             at += len(piece) if newline < 0 else newline + 1
             if newline >= 0:
@@ -206,7 +218,7 @@ class Tape:
         """Go past space given back before: the offset is behind it, unless the database that had it is lost."""
         self._is_new = False
         try:
-            self.offset = os.lseek(self._fd, self.offset, os.SEEK_DATA)
+            self.offset = os.lseek(self._fd(), self.offset, os.SEEK_DATA)
         except OSError:
             pass  # nothing is written behind the offset yet
 
@@ -225,7 +237,10 @@ def _record(raw: bytes, now_us: int) -> tuple[int, int, Kind, str]:
     if type(seq) is not int or not 0 <= seq < UNNUMBERED:
         seq = -1
     at_us = int(at * 1e6 + 0.5) if type(at) in (int, float) and 0 <= at < _LATEST_S else now_us
-    return seq, at_us, kind, json.dumps(line[kind], separators=(",", ":"), allow_nan=False)
+    said = json.dumps(line[kind], separators=(",", ":"), allow_nan=False)
+    if is_deep(said):
+        raise ValueError("nested too deep")
+    return seq, at_us, kind, said
 
 
 def _is_id(value: Any) -> bool:

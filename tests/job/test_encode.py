@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harnessd.job.journal import encode
-from harnessd.wire import MAX_STATUS_BYTES
+from harnessd.wire import MAX_STATUS_BYTES, is_deep
 
 
 def decoded(value: object) -> Any:
@@ -227,3 +227,15 @@ def test_what_json_can_hold_is_held_as_it_is(value: object) -> None:
 @given(_plain)
 def test_a_nan_beside_it_changes_nothing_else(value: object) -> None:
     assert decoded([value, math.nan]) == [value, None]
+
+
+def test_what_is_nested_too_deep_is_kept_down_to_some_depth() -> None:
+    value: Any = "core"
+    for _ in range(900):
+        value = [value]
+    assert not is_deep(encode(value))
+    found, depth = decoded({"head": 1, "value": value}), 0
+    inner = found["value"]
+    while isinstance(inner, list):
+        inner, depth = inner[0], depth + 1
+    assert found["head"] == 1 and depth > 50

@@ -115,6 +115,15 @@ def test_a_strange_number_or_time_is_replaced(journal: Path, seq: str, at: str) 
     assert 1_700_000_000_000_000 < line.at_us < 1 << 62
 
 
+@pytest.mark.parametrize("counts_lines", [False, True])
+def test_a_status_too_deep_for_whoever_reads_it_later_is_torn(journal: Path, counts_lines: bool) -> None:
+    deep, wide = "[" * 201 + "]" * 201, json.dumps([["[" * 300]] * 300)
+    foreign = json.dumps({"status": json.loads(deep)}) + "\n"
+    append(journal, ours(1, deep), ours(2, wide), foreign, ours(3))
+    lines = Tape(journal, RUN, counts_lines=counts_lines).read()
+    assert [line.kind for line in lines] == ["torn", "status", "torn", "status"]
+
+
 def test_a_record_glued_behind_a_torn_line_is_found(journal: Path) -> None:
     append(journal, '{"seq":4,"t":1700000000.1,"status":{"a":{"seq":1', ours(5, '{"seq":9}'), ours(6))
     assert said(Tape(journal, RUN).read()) == [
