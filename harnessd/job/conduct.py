@@ -9,12 +9,13 @@ import importlib
 import importlib.util
 import inspect
 import io
+import math
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -43,13 +44,13 @@ class Ends:
 
 def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> NoReturn:
     """Run the job in this process and end with its exit code."""
-    os.set_blocking(ends.mailbox, False)
-    mailbox = Mailbox(ends.mailbox, pulse.attach(ends.pulse), journal, dict(spec.config))
-    Cradle._harness = mailbox  # of the class, so that a job keeps its own attributes and can be pickled
-    if job is not None:
-        gc.unfreeze()  # the files that the script has opened for it are to be flushed at its end
     code = 1
     try:
+        os.set_blocking(ends.mailbox, False)
+        mailbox = Mailbox(ends.mailbox, pulse.attach(ends.pulse), journal, dict(spec.config))
+        Cradle._harness = mailbox  # of the class, so that a job keeps its own attributes and can be pickled
+        if job is not None:
+            gc.unfreeze()  # the files that the script has opened for it are to be flushed at its end
         cradle = as_cradle(job if job is not None else _load(spec))
         code = _exit_code(_call(cradle.run, spec.args))
     except SystemExit as error:
@@ -64,7 +65,7 @@ def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> 
 
 
 def _call(run: Callable[..., Any], args: list[str]) -> Any:
-    result = run(*args) if args and _takes_args(run) else run()
+    result = run(*args) if args and _takes(run) else run()
     return asyncio.run(_awaited(result)) if isinstance(result, Awaitable) else result
 
 
@@ -72,10 +73,15 @@ async def _awaited(result: Any) -> Any:
     return await result
 
 
-def _takes_args(run: Callable[..., Any]) -> bool:
+def _takes(run: Callable[..., Any]) -> float:
+    """Return how many positional arguments it takes at the most."""
     kinds = inspect.Parameter
-    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
-    return any(parameter.kind in positional for parameter in inspect.signature(run).parameters.values())
+    counts: dict[Any, float] = {
+        kinds.POSITIONAL_ONLY: 1,
+        kinds.POSITIONAL_OR_KEYWORD: 1,
+        kinds.VAR_POSITIONAL: math.inf,
+    }
+    return sum(counts.get(parameter.kind, 0) for parameter in inspect.signature(run).parameters.values())
 
 
 def _exit_code(result: Any) -> int:
@@ -99,11 +105,14 @@ def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not getattr(stream, "closed", False) and not _attempt(stream.flush):
             code = code or 120  # as Python says that it could not flush
-    flushing = threading.Thread(target=flush_files, daemon=True)  # whoever writes to a full pipe holds it for ever
-    if _attempt(flushing.start):
+    rest = iter(_open_files())
+    flushing = None
+    while flushing is None or flushing.is_alive():  # whoever writes to a full pipe holds it for ever
+        flushing = threading.Thread(target=_flush, args=(rest,), daemon=True)
+        if not _attempt(flushing.start):
+            _flush(rest)
+            break
         flushing.join(_FLUSH_S)
-    else:
-        flush_files()
     if signal_number is not None:
         signal.signal(signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), signal_number)
@@ -111,9 +120,20 @@ def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
 
 
 def flush_files() -> None:
-    """Flush what is open for writing, texts before the buffers that they write to. Frozen objects are not looked at."""
-    files: list[Any] = [each for each in gc.get_objects() if issubclass(type(each), _BUFFERED)]
-    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):
+    """Flush what is open for writing. Frozen objects are not looked at."""
+    _flush(_open_files())
+
+
+def _open_files() -> list[Any]:
+    """Return what has buffers, texts before what they write to."""
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, _BUFFERED)}
+    files: list[Any] = [each for each in objects if type(each) in kinds]
+    return sorted(files, key=lambda file: not issubclass(type(file), io.TextIOWrapper))
+
+
+def _flush(files: Iterable[Any]) -> None:
+    for file in files:
         if _is_open(file):
             _attempt(file.flush)
 
@@ -121,7 +141,7 @@ def flush_files() -> None:
 def _is_open(file: Any) -> bool:
     try:
         return not file.closed
-    except ValueError:  # its buffer was detached
+    except Exception:  # its buffer was detached, or is the job's own code
         return False
 
 
@@ -186,11 +206,13 @@ def as_cradle(job: object) -> Cradle:
 
 
 class _Function(Cradle):
-    """A callable as a job. One that takes a positional argument is handed the Cradle."""
+    """A callable as a job. One that takes a positional argument is handed the Cradle, and `args` if it takes more."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)  # the job's, unless the config has one
 
     def run(self, *args: str) -> Any:
-        return self._function(self) if _takes_args(self._function) else self._function()
+        if (takes := _takes(self._function)) > 1:
+            return self._function(self, *args)
+        return self._function(self) if takes else self._function()

@@ -119,6 +119,11 @@ def test_what_cannot_be_a_job(job: Any) -> None:
         as_cradle(job)
 
 
+@pytest.mark.parametrize("function", ["lambda: 7", "lambda cradle: 7", "lambda cradle, six: int(six) + 1"])
+def test_a_function_is_given_what_it_takes(function: str, keeper: Rig) -> None:
+    assert keeper.run(f"Job = {function}", args=["6"])[0] == 7
+
+
 def test_cradle_is_the_job_as_it_is() -> None:
     job = Cradle()
     assert as_cradle(job) is job and isinstance(as_cradle(Cradle), Cradle)
@@ -188,6 +193,44 @@ def test_a_file_that_cannot_be_flushed_holds_up_no_end(keeper: Rig) -> None:
                 return 3
         """)
     assert code == 3
+
+
+def test_no_file_of_the_jobs_keeps_another_from_being_flushed(keeper: Rig, tmp_path: Any) -> None:
+    code, _ = keeper.run(f"""
+        import io
+        class Raw(io.RawIOBase):
+            bad = False
+            def writable(self): return True
+            @property
+            def closed(self):
+                if self.bad: raise RuntimeError("not to be asked")
+                return False
+        class Job(Cradle):
+            def run(self):
+                self.pipes = os.pipe()
+                os.set_blocking(self.pipes[1], False)
+                try:
+                    while os.write(self.pipes[1], b"x" * 65536): pass
+                except BlockingIOError:
+                    os.set_blocking(self.pipes[1], True)
+                self.full = open(self.pipes[1], "w")
+                self.full.write("to nobody")
+                self.odd = io.BufferedWriter(Raw())
+                Raw.bad = True
+                self.text = open({str(tmp_path / "text")!r}, "w")
+                self.bytes = open({str(tmp_path / "bytes")!r}, "wb")
+                self.text.write("last")
+                self.bytes.write(b"words")
+                return 3
+        """)
+    assert code == 3
+    assert (tmp_path / "text").read_text() + (tmp_path / "bytes").read_text() == "lastwords"
+
+
+def test_a_run_that_cannot_become_one_says_why(keeper: Rig) -> None:
+    code, run = keeper.run("class Job(Cradle): pass", limits={"as": 1 << 20})
+    assert code in (1, 126)
+    assert "cannot" in run.out or "Error" in run.out
 
 
 def test_failing_exit_functions_and_streams_leave_the_exit_code(keeper: Rig) -> None:
