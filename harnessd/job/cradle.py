@@ -83,10 +83,10 @@ class Mailbox:
         # When the job has closed the mailbox, its number may stand for a file of the job's own: nothing to read there.
         poll = _poller(self._fd if _identity(self._fd) == self._identity else -1)
         call = os.getpid(), object()
-        self._calls.add(call)
-        if call[0] == self._pid or not self.page[WAITING]:
-            self.page[WAITING] = call[0]
-        try:
+        try:  # a signal handler of the job's may raise at any place
+            self._calls.add(call)
+            if call[0] == self._pid or not self.page[WAITING]:
+                self.page[WAITING] = call[0]
             while True:
                 ready = poll(_milliseconds(deadline))
                 if ready and (message := self._take()):
@@ -99,8 +99,13 @@ class Mailbox:
             self._calls.discard(call)
             if call[0] == self._pid or self.page[WAITING] == call[0]:  # a child may have been killed while it waited
                 self.page[WAITING] = 0
-                if any(pid == call[0] for pid, _ in list(self._calls)):  # another thread still waits
+                while self._waits(call[0]) and not self.page[WAITING]:  # another thread, which may leave meanwhile
                     self.page[WAITING] = call[0]
+                    if not self._waits(call[0]):
+                        self.page[WAITING] = 0
+
+    def _waits(self, pid: int) -> bool:
+        return any(of == pid for of, _ in list(self._calls))
 
     def _take(self) -> dict[str, Any] | None:
         try:

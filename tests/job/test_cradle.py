@@ -134,6 +134,24 @@ def test_get_msg_wakes_for_the_command(run: Harnessed, timeout: float | None) ->
     assert found[0]["cmd"] is Command.PAUSE
 
 
+def test_a_call_that_a_signal_handler_ends_waits_no_more() -> None:
+    class Page(list[int]):
+        interrupted = False
+
+        def __setitem__(self, place: Any, value: Any) -> None:
+            if value and not self.interrupted:
+                self.interrupted = True
+                raise TimeoutError("as a handler of the job's does")
+            super().__setitem__(place, value)
+
+    page = Page([0, 0])
+    mailbox = Mailbox(page=page)
+    with pytest.raises(TimeoutError):
+        mailbox.receive(0)
+    assert mailbox.receive(0) is None
+    assert page[WAITING] == 0
+
+
 def test_threads_share_the_commands_and_none_is_lost_or_doubled(run: Harnessed) -> None:
     found: list[int] = []
 
