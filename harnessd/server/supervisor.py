@@ -434,13 +434,36 @@ class Supervisor:
             _log.info("limits", extra={"job": entry.name, "run": run, **live.limits})
         self.attach(entry, live)
 
-    def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0) -> Live:
-        """Take charge of a run that was just spawned, or that an earlier server has left."""
+    def attach(self, entry: Entry, run: LiveRun, *, offset: int = 0, lines: int = 0, owed: bool = False) -> Live:
+        """Take charge of a run that was just spawned, or that an earlier server has left.
+
+        What waited for it is sent before it is stored, as a server that finds the run unstored has it sent (`owed`).
+        """
         entry.spawning = 0
         entry.live = live = Live(run)
         self._by_run[run.run] = entry
         self.seen_id(run.run)
         entry.told_spawned()
+        outbox, entry.outbox = entry.outbox, []
+        for unread, packet in outbox:
+            with suppress(Refused):  # a fresh mailbox has room for what was let into the outbox
+                self._send(entry, unread, packet)
+        live.owed = owed and not live.holds_unread()
+        if not live.owed:
+            self._store_start(entry, live, offset, lines)
+        if self._reader:
+            self._follow(entry, live, offset, lines)
+        else:
+            live.unfollowed = (offset, lines)
+        if entry.job.state is State.PAUSED and not entry.definition.rules.messages:  # a pause came, too
+            self._host.signal(run.run, signal.SIGSTOP)
+        if self._reader and (record := self._early_exits.pop(run.run, None)):
+            self._on_exit(record)
+        self._arm(entry)
+        return live
+
+    def _store_start(self, entry: Entry, live: Live, offset: int = 0, lines: int = 0) -> None:
+        run = live.info
         self.record(
             RunStarted(
                 id=run.run,
@@ -455,28 +478,13 @@ class Supervisor:
                 journal_lines=lines,
             )
         )
-        if self._reader:
-            self._follow(entry, live, offset, lines)
-        else:
-            live.unfollowed = (offset, lines)
-        outbox, entry.outbox = entry.outbox, []
-        for unread, packet in outbox:
-            with suppress(Refused):  # a fresh mailbox has room for what was let into the outbox
-                self._send(entry, unread, packet)
-        if entry.job.state is State.PAUSED and not entry.definition.rules.messages:  # a pause came, too
-            self._host.signal(run.run, signal.SIGSTOP)
-        if self._reader and (record := self._early_exits.pop(run.run, None)):
-            self._on_exit(record)
-        self._arm(entry)
-        return live
 
     def adopt(self, adopted: Adopted, offset: int, lines: int) -> None:
         """Take over a job with its run from an earlier server: live, or ended while no server was there."""
         entry = self._entries[adopted.name]
         entry.job = adopted.job
         if isinstance(adopted.run, LiveRun):
-            live = self.attach(entry, adopted.run, offset=offset, lines=lines)
-            live.owed = adopted.owed and not live.holds_unread()
+            live = self.attach(entry, adopted.run, offset=offset, lines=lines, owed=adopted.owed)
             self._note(entry, "adopted", None, {"pid": adopted.run.pid})
             if entry.job.is_forced and not adopted.run.end_note:  # the keeper was not told before
                 self._end(entry, entry.definition.kill_grace_s)
@@ -514,6 +522,13 @@ class Supervisor:
                 before = recalled.exits.get(entry.name)
                 since = before.run if before else 0
                 self._recall_unread(entry, entry.live, recalled.unread.get(entry.name, {}), since)
+
+    def store_owed(self) -> None:
+        """Store the runs that were owed commands: these are sent, or nobody knows of them."""
+        for entry in self._entries.values():
+            if entry.live and entry.live.owed:
+                entry.live.owed = False
+                self._store_start(entry, entry.live)
 
     def _recall_unread(self, entry: Entry, live: Live, queued: Mapping[int, Queued], since: int) -> None:
         """Note which commands the run has not read. `since`: the run before, after which they were for this one."""

@@ -257,14 +257,22 @@ def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
         5: Queued(Command.RESUME, None, RUN - 1),
     }
 
+    records: list[Record] = []
+
+    def starts() -> int:
+        return sum(isinstance(record, RunStarted) for record in records)
+
     async def adopts() -> list[int]:
-        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), records.append)
         entry = supervisor.add(DEFINITION)
         run = replace(in_memory(), mailbox=ours.detach(), journal=str(journal))
         job = policy.Job(Want.UP, policy.Running(0.0))
         supervisor.adopt(Adopted("etl", job, run, outdated=False, owed=owed), 0, 0)
+        assert starts() == (not owed), "one that is stored is owed nothing, should this server end as well"
         before = Exit(2, 0, None, ExitReason.COMPLETED, 1.0)
         supervisor.recall(Recalled(exits={"etl": before}, unread={"etl": queued}))
+        supervisor.store_owed()
+        assert starts() == 1
         assert entry.live
         unread = list(entry.live.unread)
         entry.live.close()
@@ -274,6 +282,31 @@ def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
         assert asyncio.run(adopts()) == [2, 3, 4]
         packets = iter(lambda: theirs.recv(1 << 16), b"")
         assert [unpack_command(packet)["id"] for packet in packets] == sent
+
+
+def test_what_waited_for_a_run_is_sent_before_the_run_is_stored(tmp_path: Path) -> None:
+    host, sent = Host(), list[int]()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+
+    def stored(record: Record) -> None:
+        if isinstance(record, RunStarted):
+            sent.append(unpack_command(theirs.recv(1 << 16, socket.MSG_DONTWAIT))["id"])
+
+    async def forks() -> int | None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), stored)
+        entry = supervisor.add(DEFINITION)
+        supervisor.apply(entry, policy.Autostart(), "the test")
+        receipt = await supervisor.ask(entry, policy.StartAsked(), data={"n": 1})
+        spawned = entry.spawned()
+        host.forked.put_nowait(replace(live(await host.asked.get()), mailbox=ours.detach()))
+        await spawned
+        assert entry.live
+        entry.live.close()
+        return receipt.id
+
+    with theirs:
+        assert [asyncio.run(forks())] == sent
 
 
 def test_why_a_run_ended_whose_job_is_gone_is_known_from_its_host() -> None:
