@@ -124,8 +124,7 @@ class Daemon:
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
         known = with_unstored(self._known(state), journals, held)
         end_unheld(known, journals, held)
-        cold = hello["server_starts"] == 1
-        plan = self._take_over(supervisor, inventory, known, cold=cold)
+        plan = self._take_over(supervisor, inventory, known, cold=not hello["served"])
         for run in plan.strays:
             os.close(run.mailbox)
             if not run.end_note:
@@ -142,7 +141,12 @@ class Daemon:
         else:
             self._early.append(record)
         for observe in self._observers:
-            observe(record)
+            try:
+                observe(record)
+            except Exception:  # who watches a job must not change what becomes of it
+                import logging
+
+                logging.getLogger(__name__).exception("cannot observe %r", record)
 
     def _when_stored(self, then: Callable[[], None]) -> None:
         """Call it once all that was recorded so far is committed."""
@@ -375,6 +379,8 @@ class Daemon:
         except Exception as error:  # a database that cannot be read is no reason not to serve
             logging.getLogger(__name__).error("cannot recall the jobs' last statuses: %s", error)
             self._store.suspect(error)
+        finally:
+            supervisor.store_owed()
 
     def _notify(self) -> None:
         """Tell those that the settings name what happens; what this takes is loaded when they name somebody."""

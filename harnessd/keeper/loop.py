@@ -181,9 +181,10 @@ class Keeper:
                 prepared.close(self._cgroups)
         expected = self._server.replacing or self._leaving
         delay_s = self._server.ended()
-        if not (self._server.ready or expected or self._ending):  # nor will the next one be ready
+        refuses = code > 0 and not self._server.ready  # nor would the next one serve
+        if refuses and not (expected or self._ending):
             self._leaving = True
-            self._final_code = code if code > 0 else 1
+            self._final_code = code
             self._end_all(grace_s=None)
         elif not expected:
             say("error", "the server ended", how=_how(code), next_start_s=round(delay_s, 1))
@@ -234,6 +235,7 @@ class Keeper:
                 "version": __version__,
                 "pid": os.getpid(),
                 "server_starts": self._server.starts if self._server else 1,
+                "served": bool(self._server and self._server.ready),
                 "ending": self._ending,
             }
         )

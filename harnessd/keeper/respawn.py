@@ -26,7 +26,7 @@ class ServerProcess:
         self._argv = argv
         self.pid = 0
         self.starts = 0
-        self.ready = False  # some server has served; until then one that ends ends the daemon
+        self.ready = False  # some server has served; until then one that gives up ends the daemon
         self.replacing = False
         self.due = 0.0  # monotonic time of the next start; infinity while one runs
         self.kill_at = math.inf

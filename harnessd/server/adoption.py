@@ -58,7 +58,7 @@ def plan(
     cold: bool,
     now: float,
 ) -> Plan:
-    """Return what to do. `cold`: this server is the first of its keeper."""
+    """Return what to do. `cold`: no server of this keeper has served yet."""
     result = Plan()
     rows = {row.name: row for row in known.jobs}
     digests = {run.id: run.spec_digest for run in known.runs}

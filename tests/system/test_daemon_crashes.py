@@ -280,6 +280,21 @@ def test_a_server_that_is_killed_while_it_starts_is_started_again(daemon: Daemon
     assert daemon.hb("idle")["pid"] == pid
 
 
+@pytest.mark.parametrize("processes", [1, 2], ids=["at once", "when it has started a job"])
+def test_the_first_server_killed_before_it_serves_is_followed_by_one_that_does(daemon: Daemon, processes: int) -> None:
+    daemon.job("one", "Idle")
+    daemon.start()
+    assert daemon.post("/jobs/one/stop", wait=30).is_success
+    daemon.stop()
+    daemon.launch(_QUICK)
+    daemon.wait_for(lambda: len(children(daemon.keeper_pid)) >= processes, "it has a server, and maybe a run")
+    os.kill(min(children(daemon.keeper_pid)), signal.SIGKILL)
+    daemon.wait_serving()
+    daemon.wait_state("one", "running")
+    assert daemon.health()["server_starts"] == 2
+    assert len(daemon.rows("SELECT id FROM run WHERE reason IS NULL")) == 1
+
+
 # the keeper
 
 
