@@ -119,8 +119,9 @@ class Link:
         return await reply
 
     def _tell(self, frame: Frame, fds: Iterable[int] = ()) -> None:
-        self._channel.send(frame, fds)
-        self._watch()
+        if not self.lost.is_set():  # whoever takes over hears of the runs by itself
+            self._channel.send(frame, fds)
+            self._watch()
 
     def _flush(self) -> None:
         self._channel.flush()
@@ -141,7 +142,7 @@ class Link:
         for frame, fds in frames:
             try:
                 self._on_frame(frame, fds)
-            except (WireError, KeyError, TypeError, ValueError, OSError) as error:  # those behind it are to be heard
+            except Exception as error:  # those behind it are to be heard
                 self._misheard = repr(error)
                 _log.exception("cannot use what the keeper says")
         if not alive:

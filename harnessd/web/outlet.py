@@ -26,7 +26,10 @@ class Outlet(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.is_closing():
-            self._transport.write(data)
+            try:
+                self._transport.write(data)
+            except RuntimeError:  # uvloop has closed it, and has not come to say so
+                self._transport.abort()
 
     def close(self) -> None:
         if self.is_closing():
