@@ -124,7 +124,7 @@ class Daemon:
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
         known = with_unstored(self._known(state), journals, held)
         end_unheld(known, journals, held)
-        plan = self._take_over(supervisor, inventory, known, cold=not hello["served"])
+        plan = self._take_over(supervisor, inventory, known, cold=not hello.get("served", True))
         for run in plan.strays:
             os.close(run.mailbox)
             if not run.end_note:
