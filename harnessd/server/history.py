@@ -27,6 +27,7 @@ from harnessd.server.walk import events_after, job_id_of, shown_event, walk
 
 STREAM_ROWS = 1000  # a page of a long answer
 PAGE_WEIGHT = 8 << 20  # bytes of JSON in rows, about; a page with more ends early
+PAGE_SECONDS = 5.0  # a page that takes longer ends early, too: many short statements, of which none is stopped
 THREADS = 4
 QUERY_SECONDS = 30.0
 _PROGRESS_STEPS = 1_000_000  # of SQLite's machine, between two looks at the time: some 10 ms
@@ -49,7 +50,7 @@ class History:
 
     async def page(self, asked: Asked) -> Page:
         """Return the rows from the cursor on, as many as asked for or as fit, and the cursor to the next ones."""
-        return await self._ask(lambda connection: _page(connection, asked))
+        return await self._ask(lambda connection: self._page(connection, asked))
 
     async def status_at(self, job: str, at_us: int) -> Row | None:
         """Return the row of the job's last status that is not later than the moment."""
@@ -74,6 +75,20 @@ class History:
             return [shown_event(row) for row in connection.execute(events_after(id, job_id, kinds, limit))]
 
         return await self._ask(read)
+
+    def _page(self, connection: Connection, asked: Asked) -> Page:
+        limit = asked.limit or STREAM_ROWS
+        rows: list[Row] = []
+        room, last, until = PAGE_WEIGHT, (0, 0), time.monotonic() + PAGE_SECONDS
+        with closing(buckets(connection, asked) if asked.every_us else walk(connection, asked, limit + 1)) as found:
+            for key, row, weight in found:
+                is_late = bool(rows) and (self._closing or time.monotonic() > until)
+                if len(rows) >= limit or room <= 0 or is_late:
+                    return Page(rows, asked.cursor(last))
+                rows.append(row)
+                last = key
+                room -= weight
+        return Page(rows, None)
 
     async def _ask(self, read: Callable[[Connection], Result]) -> Result:
         try:
@@ -104,20 +119,6 @@ class History:
             yield
         finally:
             driver.set_progress_handler(None, 0)
-
-
-def _page(connection: Connection, asked: Asked) -> Page:
-    limit = asked.limit or STREAM_ROWS
-    rows: list[Row] = []
-    room, last = PAGE_WEIGHT, (0, 0)
-    with closing(buckets(connection, asked) if asked.every_us else walk(connection, asked, limit + 1)) as found:
-        for key, row, weight in found:
-            if len(rows) >= limit or room <= 0:
-                return Page(rows, asked.cursor(last))
-            rows.append(row)
-            last = key
-            room -= weight
-    return Page(rows, None)
 
 
 def _was_stopped(error: BaseException) -> bool:
