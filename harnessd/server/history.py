@@ -67,12 +67,22 @@ class History:
         newest = select(schema.event.c.id).order_by(schema.event.c.id.desc()).limit(1)
         return await self._ask(lambda connection: connection.scalar(newest) or 0)
 
-    async def events_after(self, id: int, job: str | None, kinds: Sequence[str], limit: int) -> list[Row]:
-        """Return the rows of the next events behind that id, in their order."""
+    async def events_after(self, id: int, job: str | None, kinds: Sequence[str], limit: int) -> Page:
+        """Return the rows of the next events behind that id, in their order, as many as asked for or as fit."""
 
-        def read(connection: Connection) -> list[Row]:
+        def read(connection: Connection) -> Page:
             job_id = None if job is None else job_id_of(connection, job) or 0
-            return [shown_event(row) for row in connection.execute(events_after(id, job_id, kinds, limit))]
+            query = events_after(id, job_id, kinds, limit).execution_options(yield_per=32)
+            rows: list[Row] = []
+            room = PAGE_WEIGHT
+            with connection.execute(query) as found:
+                for values in found:
+                    row, weight = shown_event(values)
+                    rows.append(row)
+                    room -= weight
+                    if len(rows) == limit or room <= 0:
+                        return Page(rows, str(row[1]))
+            return Page(rows, None)
 
         return await self._ask(read)
 

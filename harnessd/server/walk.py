@@ -242,9 +242,9 @@ def _shown(source: Source, values: Sequence[Any], fields: Sequence[tuple[str, Pa
     return tuple(row), len(shown)
 
 
-def shown_event(values: Sequence[Any]) -> Row:
-    """Return the row of an event that `events_after` has found."""
-    return _shown(SOURCES["events"], values)[0]
+def shown_event(values: Sequence[Any]) -> tuple[Row, int]:
+    """Return the row of an event that `events_after` has found, and how many bytes of JSON are in it."""
+    return _shown(SOURCES["events"], values)
 
 
 def events_after(id: int, job_id: int | None, kinds: Sequence[str], limit: int) -> Select[Any]:

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from harnessd.errors import Refused, Unavailable
 from harnessd.server.records import Event
-from harnessd.server.rows import COLUMNS, Json, Row
+from harnessd.server.rows import COLUMNS, Json, Page, Row
 from harnessd.server.timespan import iso
 from harnessd.web.formats import json_rows
 
@@ -111,7 +111,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, followers: Followers, follower: Follower, stored: list[Row], stopping: asyncio.Event) -> None:
+    def __init__(self, followers: Followers, follower: Follower, stored: Page, stopping: asyncio.Event) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._followers = followers
@@ -158,12 +158,12 @@ class EventStream(Response):
                     yield text
         yield f'event: dropped\ndata: {{"last_id":{follower.last_id},"why":"{QUEUE_EVENTS} events were not read"}}\n\n'
 
-    async def _catching_up(self, rows: list[Row]) -> AsyncGenerator[str, None]:
-        while rows:
-            yield "".join(map(self._event, rows))
-            rows = await self._more() if len(rows) == CHUNK_EVENTS else []
+    async def _catching_up(self, page: Page) -> AsyncGenerator[str, None]:
+        while page.rows:
+            yield "".join(map(self._event, page.rows))
+            page = await self._more() if page.next else Page([], None)
 
-    async def _more(self) -> list[Row]:
+    async def _more(self) -> Page:
         return await stored(self._followers.history, self._follower)
 
     async def _live(self) -> str:
@@ -189,11 +189,11 @@ class EventStream(Response):
         return f"id: {row[1]}\nevent: {row[4]}\ndata: {text}\n\n"
 
 
-async def stored(history: History, follower: Follower) -> list[Row]:
+async def stored(history: History, follower: Follower) -> Page:
     """Return the next events behind the follower's last one. Raise Unavailable when the database fails."""
     if follower.last_id is None:
         follower.last_id = await history.last_event()
-        return []
+        return Page([], None)
     return await history.events_after(follower.last_id, follower.job, follower.kinds, CHUNK_EVENTS)
 
 

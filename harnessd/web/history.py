@@ -165,8 +165,8 @@ async def _follow(call: Call, job: str | None) -> Response:
     followers.check_room()
     after = call.header("last-event-id") or values.get("cursor")
     follower = Follower(job, asked.kinds(values.get("kind")), _id(after), call.actor, call.visitor.sees)
-    rows = await stored(followers.history, follower)
-    return EventStream(followers, follower, rows, call.context.stopping)
+    page = await stored(followers.history, follower)
+    return EventStream(followers, follower, page, call.context.stopping)
 
 
 def _id(text: str | None) -> int | None:

@@ -412,14 +412,25 @@ def test_there_is_no_status_as_of_before_the_first(reader: Reader) -> None:
 def test_events_behind_an_id_come_in_their_order(reader: Reader) -> None:
     async def read() -> None:
         last = await reader.history.last_event()
-        every = await reader.history.events_after(0, None, (), 1000)
+        every, _ = await reader.history.events_after(0, None, (), 1000)
         assert [row[1] for row in every] == list(range(1, last + 1))
-        assert await reader.history.events_after(last - 2, None, (), 1000) == every[-2:]
-        assert (
-            await reader.history.events_after(0, "etl", ("error",), 2)
-            == [row for row in every if (row[2], row[4]) == ("etl", "error")][:2]
-        )
-        assert await reader.history.events_after(0, "nobody", (), 10) == []
+        assert await reader.history.events_after(last - 2, None, (), 1000) == Page(every[-2:], None)
+        errors = [row for row in every if (row[2], row[4]) == ("etl", "error")][:2]
+        assert await reader.history.events_after(0, "etl", ("error",), 2) == Page(errors, str(errors[-1][1]))
+        assert await reader.history.events_after(0, "nobody", (), 10) == Page([], None)
+
+    asyncio.run(read())
+
+
+def test_large_events_come_a_few_at_a_time(reader: Reader) -> None:
+    async def read() -> None:
+        last = await reader.history.last_event()
+        for _ in range(30):
+            reader.store.put(Event("command", NOW_US, "feed", data={"data": "x" * 500_000}))
+        await asyncio.wrap_future(reader.store.flush())
+        page = await reader.history.events_after(last, None, (), 500)
+        assert 1 < len(page.rows) < 30
+        assert page.next == str(page.rows[-1][1])
 
     asyncio.run(read())
 

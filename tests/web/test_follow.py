@@ -12,6 +12,7 @@ from helpers.daemon import Daemon
 from helpers.rows import job_row
 from helpers.waiting import DEADLINE_S
 
+from harnessd.server import history
 from harnessd.server.definition import Definition
 from harnessd.server.history import History
 from harnessd.server.policy import Rules
@@ -226,6 +227,18 @@ def test_nothing_is_missed_or_doubled_while_a_client_catches_up(run: Any, monkey
         for client, start in zip(clients, (0, 50, 99, 100), strict=True):
             await client.until(lambda client=client: client.ids[-1:] == [300])  # type: ignore[misc]
             assert client.ids == list(range(start + 1, 301))
+
+    run(test)
+
+
+def test_a_client_catches_up_with_what_is_too_large_for_one_chunk(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "PAGE_WEIGHT", 1)
+
+    async def test(site: Site) -> None:
+        await site.put(*[("state", "a")] * 20)
+        client = site.client(query="follow=1&cursor=0")
+        await client.until(lambda: client.joined)
+        assert client.ids == list(range(1, 21))
 
     run(test)
 
