@@ -93,7 +93,7 @@ class FrameReader:
         return frame, [self._fds.popleft() for _ in range(wanted)]
 
 
-def pack_command(cmd: Command, data: Any, id: int, time: float) -> bytes:
+def pack_command(cmd: str, data: Any, id: int, time: float) -> bytes:
     """Return one mailbox packet; raise ValueError or TypeError for data that JSON cannot hold."""
     packet = {"cmd": cmd, "data": data, "id": id, "time": time}
     return json.dumps(packet, separators=(",", ":"), allow_nan=False).encode() + b"\n"

@@ -220,10 +220,11 @@ class Supervisor:
             raise WrongState(f"cannot {verb} {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         number = self.next_id()
         sent = next((action.command for action in step.actions if isinstance(action, policy.Send)), None)
+        packet = _packet(entry, sent or verb, data, number)  # what would be too large is not kept either
         unread = Unread(number, sent, data, actor, _now_us()) if sent else None
         if unread:
             launches = any(isinstance(action, policy.Spawn) for action in step.actions)
-            self._send(entry, unread, _packet(entry, unread), to_next=launches)
+            self._send(entry, unread, packet, to_next=launches)
         queued = unread is not None
         with self.together():
             self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": queued})
@@ -539,7 +540,7 @@ class Supervisor:
             unread = live.unread.setdefault(number, Unread(number, command, data, "", 0))
             if live.owed and run is None and number not in read:
                 with suppress(Refused):
-                    self._send(entry, unread, _packet(entry, unread))
+                    self._send(entry, unread, _packet(entry, command, data, number))
 
     def resume_idle(self, name: str, job: policy.Job) -> None:
         """Take over a job without a run as an earlier server left it."""
@@ -704,11 +705,11 @@ def _at_once(then: Callable[[], None]) -> None:
     then()
 
 
-def _packet(entry: Entry, unread: Unread) -> bytes:
-    packet = pack_command(unread.command, unread.data, unread.id, time.time())
+def _packet(entry: Entry, command: str, data: Any, number: int) -> bytes:
+    packet = pack_command(command, data, number, time.time())
     if len(packet) > MAX_PACKET_BYTES:
         raise TooLarge(
-            f"cannot send {len(packet)} bytes with {unread.command}: at most {MAX_PACKET_BYTES} are allowed",
+            f"cannot send {len(packet)} bytes with {command}: at most {MAX_PACKET_BYTES} are allowed",
             job=entry.name,
         )
     return packet

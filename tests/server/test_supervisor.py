@@ -15,7 +15,7 @@ import pytest
 from helpers.rows import RUN, job_row, run_started
 
 from harnessd import tree
-from harnessd.errors import SpawnFailed
+from harnessd.errors import SpawnFailed, TooLarge
 from harnessd.server import policy
 from harnessd.server.adoption import Adopted, plan
 from harnessd.server.definition import Definition
@@ -343,6 +343,23 @@ def test_a_stop_that_the_run_was_not_told_of_reaches_it(tmp_path: Path) -> None:
 
     asyncio.run(adopts())
     assert host.ended == [(RUN, 1.0, "down")]
+
+
+@pytest.mark.parametrize("messages", [True, False])
+def test_what_is_too_large_for_a_mailbox_is_not_kept_of_a_job_without_one_either(
+    tmp_path: Path, messages: bool
+) -> None:
+    recorded: list[Record] = []
+
+    async def starts() -> None:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), recorded.append)
+        entry = supervisor.add(replace(DEFINITION, rules=policy.Rules(messages=messages)))
+        with pytest.raises(TooLarge, match="at most 131072"):
+            await supervisor.ask(entry, policy.StartAsked(), data="x" * (128 << 10))
+        assert entry.job.state is State.STOPPED
+
+    asyncio.run(starts())
+    assert recorded == []
 
 
 def test_the_end_of_a_run_that_was_begun_is_asked_for_again(tmp_path: Path) -> None:
