@@ -119,6 +119,7 @@ class Call:
         other = Call(self.context, self.scope, self._receive)
         other._body = self._body
         other.entry = entry
+        other.query = self.query
         return other
 
 

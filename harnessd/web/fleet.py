@@ -11,6 +11,7 @@ from starlette.responses import Response
 from harnessd import __version__
 from harnessd.errors import BadData, BadRequest, ConfigError, Refused, Unavailable, WrongState
 from harnessd.server import bodies
+from harnessd.server.asked import USUAL_ROWS
 from harnessd.server.entry import Entry
 from harnessd.server.nearest import did_you_mean
 from harnessd.server.shapes import Index, Jobs, Result, Results
@@ -36,10 +37,13 @@ async def each(call: Call, handler: Callable[[Call], Awaitable[Response]], opera
     """What the handler answers for every job, or for those with `?tag=`; one result a job, with its own status."""
     await _check(call, operation)
     entries = _chosen(call)
-    limit = call.parameter("limit") if any(each.name == "limit" for each in operation.parameters) else None
-    if limit and int(limit) * len(entries) > _MOST_ROWS:
-        most = max(1, _MOST_ROWS // len(entries))
-        raise BadRequest(f"cannot use limit={limit} for {len(entries)} jobs at once: {most} at most")
+    if any(each.name == "limit" for each in operation.parameters):
+        most = max(1, _MOST_ROWS // max(1, len(entries)))
+        limit = call.parameter("limit")
+        if limit is None:
+            call.query.append(("limit", str(min(USUAL_ROWS, most))))
+        elif int(limit) > most:
+            raise BadRequest(f"cannot use limit={limit} for {len(entries)} jobs at once: {most} at most")
     responses = await asyncio.gather(*(_answered(call.of(entry), handler) for entry in entries))
     results: list[Result] = [
         {"job": entry.name, "status_code": response.status_code, "body": json.loads(bytes(response.body))}

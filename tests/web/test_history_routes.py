@@ -21,6 +21,7 @@ from harnessd.server.store import Store
 from harnessd.server.supervisor import Folders, Supervisor
 from harnessd.server.tape import Line
 from harnessd.server.timespan import iso
+from harnessd.web import fleet
 from harnessd.web.app import make_app
 from harnessd.web.call import Context
 from harnessd.web.guard import GuardPolicy
@@ -121,6 +122,13 @@ def test_runs_and_metrics_of_all_are_a_page_a_job(store: Store) -> None:
     assert found == {"feed": 1, "etl": 2, "idle": 0}
     results = get(store, "/jobs/all/metrics?format=csv").json()["results"]
     assert {each["status_code"] for each in results} == {400}
+
+
+def test_without_a_limit_a_page_a_job_is_no_longer_than_fits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, length in ((9, 3), (1, 1)):
+        monkeypatch.setattr(fleet, "_MOST_ROWS", most)
+        results = get(store, "/jobs/all/runs").json()["results"]
+        assert {each["job"]: len(each["body"]["rows"]) for each in results} == {"feed": 1, "etl": length, "idle": 0}
 
 
 def test_a_job_that_is_no_longer_registered_has_its_history(store: Store) -> None:
