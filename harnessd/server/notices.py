@@ -150,6 +150,7 @@ class Edges:
         """Tell again of the troubles of which nothing was told for so long, unless somebody has stopped the job."""
         step = Step([], [])
         for job, trouble in self._open.items():
+            trouble.told_us = min(trouble.told_us, now_us)  # or a clock that was set back would put it off
             if self._due_us(job, trouble) <= now_us:
                 kinds = tuple(kind for kind in TROUBLES if kind in trouble.kinds())
                 run = max((told.run for told in trouble.told.values() if told.run), default=None)
@@ -158,10 +159,6 @@ class Edges:
                 trouble.told, trouble.told_us = {edge.id: _Told(kinds, run)}, now_us
                 step.edges.append(edge)
         return step
-
-    def due_us(self) -> float:
-        """Return when there is something to remind of, infinity for never."""
-        return min((self._due_us(*each) for each in self._open.items()), default=float("inf"))
 
     def _due_us(self, job: str, trouble: _Trouble) -> float:
         idle = self._states.get(job) in (None, State.STOPPED, State.EXITED)

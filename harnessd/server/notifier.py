@@ -204,7 +204,7 @@ class Notifier:
             for job, run, kind in self._unsure.over(self._entry):
                 self._happened(job, kind, run, {})
             for receiver in self._receivers.values():
-                if not receiver.outbox.waiting and receiver.edges.due_us() <= _now_us() and not self._supervisor.ending:
+                if not receiver.outbox.waiting and not self._supervisor.ending:
                     self._remind(receiver)
 
     def _remind(self, receiver: _Receiver) -> None:

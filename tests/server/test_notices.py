@@ -139,7 +139,16 @@ def test_what_lasts_is_told_again_and_again_until_it_is_over_or_the_job_is_stopp
     assert told.remind(600) == []
     told.see(State.RUNNING)
     assert told.over == [1, 2, 3]
-    assert told.edges.due_us() == float("inf")
+    assert told.remind(600) == []
+
+
+def test_a_clock_that_is_set_back_puts_reminders_off_no_longer_than_usual() -> None:
+    told = Told(remind_s=60)
+    told.now_us = 24 * 3600 * S
+    told.see(State.FAILED, 1)
+    assert told.remind(-24 * 3600) == []
+    assert told.remind(59) == []
+    assert len(told.remind(1)) == 1
 
 
 def test_without_remind_nothing_is_told_twice() -> None:
