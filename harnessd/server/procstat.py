@@ -15,6 +15,8 @@ from harnessd.server.shapes import Process
 
 FRESH_S = 1.0  # figures are at most so old
 
+_MOST_THREADS = 256
+
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _NAMES = {"R": "running", "S": "sleeping", "D": "disk-sleep", "T": "stopped", "t": "tracing-stop", "Z": "zombie"}
@@ -95,13 +97,17 @@ def _count_fds(pid: int) -> int:
 
 
 def _count_children(pid: int) -> int:
-    """Return how many descend from the process: the kernel's own list, as psutil's reads every process of the host."""
-    count = 0
+    """Return how many descend from the process: the kernel's own list, as psutil's reads every process of the host.
+
+    Each thread has a list of its own, and the loop stands still meanwhile: no more than `_MOST_THREADS` are looked at.
+    """
+    count, room = 0, _MOST_THREADS
     waiting = [pid]
-    while waiting:
-        task = f"/proc/{waiting.pop()}/task"
+    while waiting and room > 0:
+        task = f"/proc/{waiting.pop(0)}/task"
         try:
-            for thread in os.listdir(task):
+            for thread in os.listdir(task)[:room]:
+                room -= 1
                 with open(f"{task}/{thread}/children") as file:
                     waiting += (children := [int(child) for child in file.read().split()])
                     count += len(children)

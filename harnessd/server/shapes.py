@@ -20,7 +20,7 @@ class Process(TypedDict):
     rss_bytes: int
     threads: int
     fds: int
-    children: Annotated[int, Field(description="its descendants")]
+    children: Annotated[int, Field(description="its descendants, as far as 256 threads tell of them")]
     status: Annotated[str, Field(description="running, sleeping, stopped, zombie, ...")]
 
 
