@@ -124,6 +124,10 @@ def status(entry: Entry) -> Status:
     }
 
 
+def in_each_state(entries: Iterable[Entry]) -> dict[str, int]:
+    return dict(Counter(entry.job.state for entry in entries))
+
+
 def health(
     entries: Callable[[], Iterable[Entry]],
     *,
@@ -144,7 +148,7 @@ def health(
             "server_starts": server_starts,
             "uptime_s": round(time.monotonic() - since, 3),
             "version": __version__,
-            "jobs": dict(Counter(entry.job.state for entry in entries())),
+            "jobs": in_each_state(entries()),
             "storage": stored,
         }
         if told_of := receivers():

@@ -94,6 +94,8 @@ async def reload(call: Call) -> Response:
 
 async def healthz(call: Call) -> Response:
     health = call.context.health()
+    if call.visitor.jobs is not None:
+        health["jobs"] = bodies.in_each_state(call.entries())
     if call.context.tokens:
         health["tokens"] = call.context.tokens.problem or "ok"
     return answer(health, 200 if health["status"] == "ok" else 503)

@@ -182,7 +182,7 @@ class Site:
 
 
 def _healthy() -> Any:
-    return {"status": "ok"}
+    return {"status": "ok", "jobs": {"stopped": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +371,15 @@ def test_a_job_that_is_hidden_is_answered_like_one_that_is_not_there(
         assert asked.status == 404
         assert site.context.history
         site.context.history.close()
+
+    asyncio.run(look())
+
+
+def test_health_counts_no_hidden_job(state: Path, secrets: dict[str, str]) -> None:
+    async def look() -> None:
+        site = Site(state, secrets)
+        for token, stopped in (("read", 3), ("read-feeds", 2)):
+            assert (await site.ask("GET", "/healthz", token)).json["jobs"] == {"stopped": stopped}
 
     asyncio.run(look())
 
