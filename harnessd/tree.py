@@ -21,6 +21,7 @@ _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux 
 _MARK_BIT = 1 << 61
 _STAT_BYTES = 4096  # more than there can be
 _PF_EXITING = 4  # include/linux/sched.h
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def new_mark() -> int:
@@ -95,6 +96,11 @@ def start_ticks(pid: int) -> int:
     """Return when the process started, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
     fields = stat(pid)
     return int(fields[19]) if fields else 0
+
+
+def age_s(ticks: int) -> float:
+    """Return the age of a process that started then, by the kernel's clock, whatever was done to the wall clock."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _TICKS_A_SECOND)
 
 
 def is_over(pid: int, ticks: int) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from harnessd import tree
 from harnessd.states import ExitReason, Want
 from harnessd.wire import ExitRecord, Frame, RunSpec
 
@@ -48,7 +47,7 @@ class LiveRun:
 
     def uptime_s(self) -> float:
         """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S)
+        return tree.age_s(self.start_ticks)
 
 
 @dataclass(slots=True)
@@ -80,6 +79,3 @@ class Host(Protocol):
 
     def acknowledge(self, run: int) -> None:
         """Let the host forget how the run ended."""
-
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -9,12 +9,15 @@ can reach at most, in the index of each job.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Join, Select, Table, literal_column, or_, select, union_all
+from sqlalchemy import Row as RowOf
 
+from harnessd import tree
 from harnessd.server import schema
 from harnessd.server.asked import Asked, Path, What
 from harnessd.server.fields import named, pick
@@ -192,18 +195,30 @@ def _behind(time_of: ColumnElement[Any], id_of: ColumnElement[Any], asked: Asked
 
 
 def within_life(connection: Connection, asked: Asked, job_id: int | None) -> Window | None:
-    """Return the window, for the rows of one run no wider than its life; None when no row can be in it."""
+    """Return the window, for the rows of one run no wider than its life; None when no row can be in it.
+
+    Rows of a run during which the clock was set may bear any time.
+    """
     since, until = asked.since_us, asked.until_us
     if asked.run is None:
         return since, until
-    life = connection.execute(select(_run.job_id, _run.started_us, _run.ended_us).where(_run.id == asked.run)).first()
+    life = connection.execute(select(schema.run).where(_run.id == asked.run)).first()
     if life and job_id not in (None, life.job_id):
         return None
-    if life is None or asked.key == "seq" or asked.what in ("runs", "events"):
+    if life is None or asked.key == "seq" or asked.what in ("runs", "events") or _clock_was_set(life):
         return since, until
     since = max(since or 0, life.started_us - LIFE_MARGIN_US)
     ends = [end for end in (until, life.ended_us and life.ended_us + LIFE_MARGIN_US) if end is not None]
     return since, min(ends, default=None)
+
+
+def _clock_was_set(life: RowOf[Any]) -> bool:
+    """Return whether the run's length by the wall clock is another than by the monotonic one, or nobody knows."""
+    if life.ended_us is None:
+        wall_us, mono_s = time.time_ns() // 1000 - life.started_us, tree.age_s(life.start_ticks)
+    else:
+        wall_us, mono_s = life.ended_us - life.started_us, life.mono_s
+    return mono_s is None or bool(abs(wall_us - mono_s * 1e6) > LIFE_MARGIN_US)
 
 
 def _floor(connection: Connection, asked: Asked, window: Window, after: Key | None, wanted: int) -> Wheres:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from helpers.past import BEGAN_US, MINUTE_US, at, run_id, some_hours
 from helpers.rows import job_row, run_started
 from sqlalchemy import Engine, event
 
+from harnessd import tree
 from harnessd.errors import BadData, BadRequest, Unavailable
 from harnessd.server import history as module
 from harnessd.server import walk as walking
 from harnessd.server.asked import Asked, What, parse
 from harnessd.server.history import History
-from harnessd.server.records import Event, Sample
+from harnessd.server.records import Event, RunEnded, Sample
 from harnessd.server.rows import Json, Page, columns
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
@@ -190,6 +193,37 @@ def test_a_run_and_a_window_together_leave_what_is_in_both(reader: Reader) -> No
     rows = reader.rows("history", "etl", run=run, since=iso(at(1, 15)), until=iso(at(1, 35)))
     assert [row["seq"] for row in rows] == [4, 3]
     assert reader.rows("history", "etl", run=run, since=iso(at(3))) == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_during_which_the_clock_was_set_back_has_all_its_rows(store: Store, ended: bool) -> None:
+    run = run_id(at())
+    times = [at(minutes=minute) for minute in (*range(30), *range(-30, 0))]
+    store.put(run_started(run, started_us=at()))
+    for at_us in times:
+        store.put(Sample("etl", run, at_us, 1.0, 2, 3, 4))
+    store.put_lines(run, [Line(run, seq, at_us, "status", "1") for seq, at_us in enumerate(times, 1)], 9, 60)
+    if ended:
+        store.put(RunEnded(run, at(), wall_s=0.0, mono_s=3600.0))
+    store.flush().result(10)
+    reader = Reader(store)
+    assert len(reader.rows("metrics", "etl", run=run)) == 60
+    assert len(reader.rows("history", "etl", run=run, since=iso(at(-1)))) == 60
+    assert sum(row["rows"] for row in reader.rows("history", "etl", run=run, every="7m")) == 60
+    reader.history.close()
+
+
+def test_rows_of_a_run_are_looked_for_in_its_life_when_the_clock_was_not_set(reader: Reader) -> None:
+    ticks = tree.start_ticks(os.getpid())
+    began_us = time.time_ns() // 1000 - round(tree.age_s(ticks) * 1e6)
+    reader.store.put(run_started(run_id(began_us), started_us=began_us, start_ticks=ticks))
+    reader.store.flush().result(10)
+    margin_us = walking.LIFE_MARGIN_US
+    with reader.store.readers.connect() as connection:
+        for since, until in ((at(1, 1), at(2)), (began_us, None)):
+            asked = Asked("metrics", "etl", run=run_id(since))
+            found = walking.within_life(connection, asked, None)
+            assert found == (since - margin_us, until and until + margin_us)
 
 
 def test_nothing_is_found_of_a_job_that_said_nothing_or_is_unknown(reader: Reader) -> None:
