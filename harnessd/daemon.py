@@ -481,18 +481,37 @@ def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -
 
 
 async def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:
-    """Return the listening socket: the one that the keeper holds, unless the settings name another address."""
-    from harnessd.web.listening import bind
+    """Return the listening socket: the one that the keeper holds, unless the settings name another address.
+
+    If that one cannot be had, it stays: jobs without a server are worse off than jobs with one at the old address.
+    """
+    import logging
+
+    from harnessd.errors import CannotListen
+    from harnessd.web.listening import bind, url_of
 
     name = f"http {http.host} {http.port}"
     if held := inventory.stored.get(name):
         return socket.socket(fileno=held[0])
-    for other, fds in inventory.stored.items():
-        if other.startswith("http "):
-            for fd in fds:
-                os.close(fd)
-            await link.release(other)
-    listening = bind(http.host, http.port)
+    other = next((each for each in inventory.stored if each.startswith("http ")), None)
+    if other is None:
+        listening = bind(http.host, http.port)
+        link.store(name, [listening.fileno()])
+        return listening
+    before = socket.socket(fileno=inventory.stored[other][0])
+    host, port = before.getsockname()[:2]
+    if port == http.port:  # it would be in the way itself
+        before.close()
+        await link.release(other)
+    try:
+        listening = bind(http.host, http.port)
+    except CannotListen as error:
+        logging.getLogger(__name__).error("%s; it stays at %s", error, url_of(host, port))
+        if port != http.port:
+            return before
+        name, listening = other, bind(host, port)
+    before.close()
+    link.store(other, [])
     link.store(name, [listening.fileno()])
     return listening
 
@@ -582,7 +601,8 @@ def _say_serving(http: Http, listening: socket.socket, jobs: int) -> None:
 
     from harnessd.web.listening import url_of
 
-    url = url_of(http.host, listening.getsockname()[1], tls=bool(http.tls))
+    host, port = listening.getsockname()[:2]
+    url = url_of(host, port, tls=bool(http.tls))
     logging.getLogger(__name__).info("serving %d jobs on %s", jobs, url)
 
 

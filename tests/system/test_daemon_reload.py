@@ -237,6 +237,33 @@ def test_another_address_is_listened_on_after_a_replacement_and_the_old_one_is_l
     assert daemon.log.count("server ended") == 0
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_an_address_that_cannot_be_had_leaves_the_old_one(daemon: Daemon, host: str) -> None:
+    daemon.job("idle", "Idle")
+    daemon.start()
+    pid, old = daemon.wait_state("idle", "running")["pid"], daemon.port
+    settings = daemon.config / "harnessd.toml"
+    with socket.socket() as taken:
+        if host == "127.0.0.1":
+            taken.bind((host, 0))
+            taken.listen()
+            daemon.port = taken.getsockname()[1]
+        daemon.settings()
+        new, daemon.port = daemon.port, old
+        settings.write_text(settings.read_text().replace('host = "127.0.0.1"', f'host = "{host}"'))
+        for _ in range(2):  # the second one finds what the first has left
+            daemon.wait_new_server(daemon.kill_server())
+        assert daemon.log.count(f"cannot listen on http://{host}:{new}") == 2
+        until(lambda: daemon.log.count(f"serving 1 jobs on http://127.0.0.1:{old}") == 3, "it says where it serves")
+    assert daemon.hb("idle")["pid"] == pid
+    server, daemon.port = daemon.server_pid(), new
+    daemon.settings()
+    daemon.tell(signal.SIGUSR2)
+    daemon.wait_serving()
+    daemon.wait_new_server(server)
+    assert daemon.hb("idle")["pid"] == pid
+
+
 def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon) -> None:
     daemon.job("idle", "Idle")
     daemon.start()
