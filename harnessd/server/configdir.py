@@ -64,7 +64,7 @@ def load(config_dir: Path) -> Loaded:
     """
     try:
         settings_files = [path for path in _files(config_dir) if path.stem == SETTINGS]
-        has_jobs = (config_dir / JOBS).exists()
+        has_jobs = os.path.lexists(config_dir / JOBS)  # a link whose target is away is no lack of jobs
         job_files = _files(config_dir / JOBS) if has_jobs else []
     except OSError as error:
         raise ConfigError([f"{printable(error.filename)}: cannot be read: {_reason(error)}"]) from None

@@ -154,6 +154,11 @@ def test_a_directory_that_cannot_be_read_is_an_error_and_no_empty_config(tmp_pat
     (tmp_path / "jobs").write_text("")
     with pytest.raises(ConfigError, match=r"jobs: cannot be read: not a directory$"):
         load(tmp_path)
+    (tmp_path / "jobs").unlink()
+    (tmp_path / "jobs").symlink_to("away")
+    (tmp_path / "harnessd.toml").touch()
+    with pytest.raises(ConfigError, match=r"jobs: cannot be read: no such file or directory$"):
+        load(tmp_path)
 
 
 def test_a_diff_names_what_a_reload_has_to_do(tmp_path: Path) -> None:

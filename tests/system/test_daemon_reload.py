@@ -264,11 +264,15 @@ def test_an_address_that_cannot_be_had_leaves_the_old_one(daemon: Daemon, host: 
     assert daemon.hb("idle")["pid"] == pid
 
 
-def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon) -> None:
+@pytest.mark.parametrize("gone", ["all", "the target of jobs"])
+def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon, gone: str) -> None:
     daemon.job("idle", "Idle")
     daemon.start()
     pid = daemon.wait_state("idle", "running")["pid"]
-    daemon.config.rename(daemon.folder / "elsewhere")
+    path, elsewhere = daemon.config if gone == "all" else daemon.config / "jobs", daemon.folder / "elsewhere"
+    path.rename(elsewhere)
+    if gone != "all":
+        path.symlink_to(daemon.folder / "away")
     answer = daemon.post("/reload")
     assert answer.status_code in (409, 422, 503)
     assert answer.headers["content-type"] == "application/problem+json"
@@ -277,7 +281,8 @@ def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon) -> None
     until(lambda: "cannot reload" in daemon.log, "it is logged")
     daemon.wait_new_server(daemon.kill_server())
     assert daemon.hb("idle")["pid"] == pid
-    (daemon.folder / "elsewhere").rename(daemon.config)
+    path.unlink(missing_ok=True)
+    elsewhere.rename(path)
     assert daemon.reload()["unchanged"] == ["idle"]
 
 
