@@ -568,13 +568,15 @@ def _needs_new_server(old: Settings, new: Settings) -> list[str]:
 def _spawn_reload(reload: Callable[[], Any], then: Callable[[], None]) -> None:
     import logging
 
-    from harnessd.errors import HarnessError
+    from harnessd.errors import ConfigError, HarnessError
 
     async def tried() -> None:
         try:
             await reload()
-        except HarnessError as error:
+        except ConfigError as error:
             logging.getLogger(__name__).error("cannot reload: %s", error)
+        except HarnessError as error:
+            logging.getLogger(__name__).error("%s", error)
         finally:
             then()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from harnessd.errors import Unavailable
 from harnessd.server import policy
 from harnessd.server.configdir import Loaded, diff
 from harnessd.server.definition import from_file
@@ -15,8 +16,10 @@ from harnessd.server.supervisor import Supervisor
 def reload(supervisor: Supervisor, loaded: Loaded, settings: Settings) -> dict[str, Any]:
     """Register what was added, redefine what was changed, withdraw what was removed.
 
-    Return which jobs these were, and those that stay as they were because their file is broken.
+    Return which jobs these were, and those that stay as they were because their file is broken. Raises Unavailable.
     """
+    if supervisor.ending:
+        raise Unavailable("cannot reload: the daemon is ending")
     entries = {entry.name: entry for entry in supervisor.entries()}
     known = {name: entry.definition.spec for name, entry in entries.items() if entry.definition.spec}
     found = diff(known, loaded)

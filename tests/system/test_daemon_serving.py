@@ -93,7 +93,7 @@ def test_told_twice_it_does_not_wait_for_the_grace(daemon: Daemon) -> None:
     assert daemon.stop(signal.SIGTERM) == 0
 
 
-def test_a_start_is_refused_while_the_daemon_ends(daemon: Daemon) -> None:
+def test_a_start_and_a_reload_are_refused_while_the_daemon_ends(daemon: Daemon) -> None:
     daemon.job("stubborn", "Stubborn", kill_grace=3600)
     daemon.job("late", "Idle", autostart=False)
     daemon.start()
@@ -102,6 +102,10 @@ def test_a_start_is_refused_while_the_daemon_ends(daemon: Daemon) -> None:
     daemon.wait_state("stubborn", "stopping")
     daemon.get("/jobs/late/start")
     assert daemon.hb("late")["pid"] is None
+    daemon.job("later", "Idle")
+    answer = daemon.post("/reload")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "cannot reload: the daemon is ending")
+    assert "later" not in daemon.jobs()
     assert daemon.stop(signal.SIGTERM) == 0
 
 
