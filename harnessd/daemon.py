@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-_TRIM_S = 600.0
-_FIRST_TRIM_S = 30.0  # not while the jobs start
 _ASKED_AT_ONCE = 16  # runs
 _FORKED_S = 2.0  # how long web and SQL wait for the forks: what is preloaded may take longer
 _BEFORE_RUN_S = 60.0  # how long before a run's start commands for it may have come
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
     from harnessd.server.link import Link
     from harnessd.server.notifier import Notifier
     from harnessd.server.reading import Reader
+    from harnessd.server.records import Keep, Notice, Record
     from harnessd.server.records import Loaded as Known
-    from harnessd.server.records import Notice, Record
     from harnessd.server.settings import Http, Settings
     from harnessd.server.shapes import ReceiverHealth
     from harnessd.server.store import Store
@@ -274,6 +272,7 @@ class Daemon:
         import gc
         import signal
 
+        from harnessd.server.archive import trim_now_and_then
         from harnessd.web.app import guard_policy, make_app
         from harnessd.web.serving import HttpServer
 
@@ -292,7 +291,7 @@ class Daemon:
         _say_serving(self._settings.http, listening[0], len(self._loaded.jobs))
         chores = [
             loop.create_task(_tick(self._supervisor, self._settings.sample_seconds)),
-            loop.create_task(self._trim()),
+            loop.create_task(trim_now_and_then(store, self._kept)),
         ]
         await self._until_told(self._link)
         for chore in chores:
@@ -417,20 +416,14 @@ class Daemon:
         for each in waiting:
             each.cancel()
 
-    async def _trim(self) -> None:
-        """Forget old history, now and then; the store does it in steps that hold nobody up."""
-        import time
-
+    def _kept(self) -> tuple[Keep, dict[str, Keep]]:
+        """Return how much history is kept, and of the jobs that say so themselves."""
         from harnessd.server.records import Keep
 
-        await asyncio.sleep(_FIRST_TRIM_S)
-        while True:
-            history = self._settings.history
-            kept = {name: history.overridden(spec.history) for name, spec in self._loaded.jobs.items() if spec.history}
-            by_job = {name: Keep(each.keep_days, each.keep_rows_per_job) for name, each in kept.items()}
-            assert self._store
-            self._store.trim(time.time_ns() // 1000, Keep(history.keep_days, history.keep_rows_per_job), by_job)
-            await asyncio.sleep(_TRIM_S)
+        history = self._settings.history
+        kept = {name: history.overridden(spec.history) for name, spec in self._loaded.jobs.items() if spec.history}
+        by_job = {name: Keep(each.keep_days, each.keep_rows_per_job) for name, each in kept.items()}
+        return Keep(history.keep_days, history.keep_rows_per_job), by_job
 
     async def _reload(self, actor: str = "SIGHUP") -> dict[str, Any]:
         """Read the config directory again and bring the jobs in line with it. Return what was done."""

@@ -287,9 +287,12 @@ async def _serve(
         server = HttpServer(make_app(context, guard_policy(http)), [listening], http)
         await server.start()
         _say(f"{entry.name} listens on {url_of(http.host, listening.getsockname()[1], tls=bool(http.tls))}")
+        trimming = asyncio.ensure_future(archive.trim()) if archive else None
         try:
             return await _watch(supervisor, entry, link)
         finally:
+            if trimming:
+                trimming.cancel()
             context.stopping.set()
             await server.stop()
             if archive:
@@ -356,10 +359,9 @@ def _archive(settings: ScriptSettings) -> ScriptArchive | None:
             raise ConfigError(["config: journal: 'disk' needs a state_dir to lie in"])
         return None
     from harnessd.server.archive import ScriptArchive
+    from harnessd.server.records import Keep
 
-    archive = ScriptArchive(settings.state_dir)
-    archive.trim(settings.history.keep_days, settings.history.keep_rows_per_job)
-    return archive
+    return ScriptArchive(settings.state_dir, Keep(settings.history.keep_days, settings.history.keep_rows_per_job))
 
 
 def _journals(settings: ScriptSettings) -> tuple[Path, int]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +18,8 @@ from harnessd.server.records import JobRow, JournalDone, Keep
 from harnessd.server.store import Store
 
 _SETTLE_S = 5.0
+_TRIM_S = 600.0
+_FIRST_TRIM_S = 30.0  # not while the jobs start
 
 
 def when_stored(store: Store, then: Callable[[], None]) -> None:
@@ -43,11 +45,20 @@ def when_seen(store: Store, then: Callable[[Sequence[JobRow]], None]) -> None:
     store.unseen(on_seen)
 
 
+async def trim_now_and_then(store: Store, kept: Callable[[], tuple[Keep, Mapping[str, Keep]]]) -> None:
+    """Forget old history again and again; the store does it in steps that hold nobody up."""
+    await asyncio.sleep(_FIRST_TRIM_S)
+    while True:
+        store.trim(time.time_ns() // 1000, *kept())
+        await asyncio.sleep(_TRIM_S)
+
+
 class ScriptArchive:
     """The history of a script that has a state directory."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, keep: Keep) -> None:
         """Take the directory for this script alone. Raises AlreadyRunning, HarnessError, StoreError."""
+        self._keep = keep
         places.make_private(state)
         self._lock = places.lock(state)
         places.sign_lock(self._lock, os.getpid())
@@ -62,8 +73,10 @@ class ScriptArchive:
     def on_stored(self, run: int) -> None:
         self.store.put(JournalDone(run))
 
-    def trim(self, days: float, rows: int) -> None:
-        self.store.trim(time.time_ns() // 1000, Keep(days, rows))
+    async def trim(self) -> None:
+        """Forget old history at once, as many a script is over soon, and then now and then."""
+        self.store.trim(time.time_ns() // 1000, self._keep)
+        await trim_now_and_then(self.store, lambda: (self._keep, {}))
 
     async def settle(self) -> None:
         """Wait until the journal of a run that has ended is stored and removed; not long, if storage fails."""

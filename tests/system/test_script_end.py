@@ -236,3 +236,22 @@ def test_on_a_slow_disk_a_script_ends_when_its_journal_is_stored_and_removed(sta
     assert list((tmp_path / "run").rglob("*.jsonl")) == []
     with closing(sqlite3.connect(tmp_path / "state" / "harnessd.db")) as database:
         assert database.execute("SELECT exit_code, journal_done FROM run").fetchall() == [(0, 1)]
+
+
+TRIMMED = """
+from harnessd.server import archive
+archive._FIRST_TRIM_S = archive._TRIM_S = 0.05
+class Job(Cradle):
+    def run(self):
+        for number in range(100): self.set_status(number)
+        self.get_msg(timeout=None)
+"""
+
+
+def test_old_history_is_forgotten_while_the_script_runs(start: Start, tmp_path: Path) -> None:
+    folders = {"state_dir": f"{tmp_path}/state", "runtime_dir": f"{tmp_path}/run"}
+    script = start(TRIMMED, config=folders | {"history": {"keep_rows_per_job": 10}})
+    script.until_status(99)
+    with closing(sqlite3.connect(tmp_path / "state" / "harnessd.db")) as database:
+        query = "SELECT status FROM status ORDER BY id"
+        until(lambda: [int(text) for (text,) in database.execute(query)] == [*range(90, 100)], "the oldest are gone")
