@@ -117,6 +117,14 @@ class Logs:
                 self._logs[path] = Log(Path(path))
             return self._logs[path]
 
+    def of_run(self, job: str, stream: Stream, run: int | None, merge: bool) -> Log:
+        """Return the log of the stream: of a run, the one that was noted at its start; for threads. Raises OSError."""
+        if run is not None and stream == "stderr":
+            for log in (self.log(self.path(job, stream, merged)) for merged in (False, True)):
+                if Runs(log).range_of(run):
+                    return log
+        return self.log(self.path(job, stream, merge))
+
     def begin(self, job: str, run: int, merge: bool) -> tuple[str, str]:
         """Note where the output of a run begins that is about to start. Return its files for stdout and stderr.
 
@@ -136,8 +144,8 @@ class Logs:
 
     def tick(self, jobs: Iterable[tuple[str, LogSettings]]) -> None:
         """Rotate and compress what has become too long; to be called every second."""
-        now = time.monotonic()
-        todo = [(path, log) for job, log in jobs for path in self._paths(job, log.merge)]
+        now = time.monotonic()  # a run keeps the files that it began with, whatever `merge` says by now
+        todo = [(path, log) for job, log in jobs for path in self._paths(job, merge=False)]
         self._start(
             self._rotating,
             self._rotate_all,
@@ -160,13 +168,13 @@ class Logs:
     def _rotate_all(self, todo: list[tuple[str, LogSettings]]) -> None:
         now = time.monotonic()
         for path, settings in todo:
-            if path not in self._due:
-                self._rotated.add(path)  # an earlier server may have left some
             due, size = self._due.get(path, _NEVER_SEEN)
             if now < due or self._closed.is_set():
                 continue
             try:
                 now_size = os.stat(path).st_size
+                if path not in self._due:
+                    self._rotated.add(path)  # an earlier server may have left some
                 self._due[path] = (now + (_IDLE_S if now_size == size else 0), now_size)
                 if now_size > settings.max_bytes and self.log(path).rotate(settings.max_bytes, settings.keep):
                     self._rotated.add(path)

@@ -51,9 +51,10 @@ async def logs(call: Call) -> Response:
             f"cannot show the output of {entry.name!r}: it goes to the stdout and stderr of the script that runs it",
             job=entry.name,
         )
-    path = outputs.path(entry.name, wanted.stream, spec.log.merge)
+    run = entry.live.run if wanted.run is None and entry.live else wanted.run
     try:
-        log, start, end = await outputs.in_thread(_part, outputs, path, wanted, entry)
+        log = await outputs.in_thread(outputs.of_run, entry.name, wanted.stream, run, spec.log.merge)
+        start, end = await outputs.in_thread(_part, log, wanted, entry)
     except OSError as error:
         raise Unavailable(f"cannot read the output of {entry.name!r}: {error}", job=entry.name) from None
     until = Following(call.context.stopping, entry, wanted.run) if wanted.follow else end
@@ -82,9 +83,8 @@ def _number(call: Call, name: str) -> int | None:
     return int(text)
 
 
-def _part(outputs: Logs, path: str, wanted: Wanted, entry: Entry) -> tuple[Log, int, int]:
-    """Return the log and which part of it is wanted. Raises NoSuchRun, OSError."""
-    log = outputs.log(path)
+def _part(log: Log, wanted: Wanted, entry: Entry) -> tuple[int, int]:
+    """Return which part of the log is wanted. Raises NoSuchRun, OSError."""
     for _ in range(_TRIES):
         low, end = log.bounds()
         if wanted.run is not None:
@@ -94,7 +94,7 @@ def _part(outputs: Logs, path: str, wanted: Wanted, entry: Entry) -> tuple[Log, 
             low, end = max(low, of_run[0]), max(low, end if of_run[1] is None else of_run[1])
         low = min(max(low, wanted.since or 0), end)
         try:
-            return log, low if wanted.tail is None else tail(log, low, end, wanted.tail), end
+            return low if wanted.tail is None else tail(log, low, end, wanted.tail), end
         except RotatedAway:
             continue  # while the lines were counted
     raise OSError("it is rotated away faster than it can be read")

@@ -181,11 +181,12 @@ def test_a_tick_rotates_compresses_and_drops(tmp_path: Path) -> None:
     asyncio.run(ticked())
 
 
-def test_stderr_apart_is_rotated_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged while its run goes on"])
+def test_stderr_apart_is_rotated_too(tmp_path: Path, merge: bool) -> None:
     async def ticked() -> None:
         logs = Logs(tmp_path)
         (tmp_path / "etl.err").write_bytes(bytes(20 * BLOCK))
-        settings = LogSettings(max_bytes=2 * BLOCK, merge=False, compress=False)
+        settings = LogSettings(max_bytes=2 * BLOCK, merge=merge, compress=False)
 
         def done() -> bool:
             logs.tick([("etl", settings)])

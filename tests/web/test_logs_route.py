@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -168,6 +169,21 @@ def test_stderr_apart_has_its_own(tmp_path: Path) -> None:
 
 def test_stderr_with_stdout_is_the_same_log(tmp_path: Path) -> None:
     assert ask(tmp_path, b"both\n", stream="stderr").content == b"both\n"
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_stderr_of_a_run_is_where_it_began_whatever_the_settings_say_now(tmp_path: Path, merge: bool) -> None:
+    async def read(site: Site, client: httpx.AsyncClient) -> None:
+        entry, texts = site.supervisor.find("etl"), {5: b"apart", 6: b"merged"}
+        for run, text in texts.items():
+            site.outputs.begin("etl", run, merge=text == b"merged")
+            (site.log if text == b"merged" else tmp_path / "etl.err").write_bytes(text)
+        for run, text in texts.items():
+            assert (await client.get("/logs", params={"stream": "stderr", "run": run})).content == text
+            entry.live = SimpleNamespace(run=run)  # type: ignore[assignment]
+            assert (await client.get("/logs", params={"stream": "stderr"})).content == text
+
+    served(tmp_path, read, merge=merge)
 
 
 def test_a_run_has_its_own_part(tmp_path: Path) -> None:
