@@ -95,6 +95,11 @@ class Reader:
         self._journals[run] = journal
         self._read(journal)
 
+    def change_rate(self, run: int, max_rate: float) -> None:
+        """Store at most so many statuses of the run a second from now on."""
+        if journal := self._journals.get(run):
+            journal.max_rate = max_rate
+
     def finish(self, run: int, on_end: Callable[[], None]) -> None:
         """Read to the end, as the run has ended; then call `on_end`."""
         if self._closed:  # the next server hears of it, too

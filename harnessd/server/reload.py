@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from harnessd.errors import Unavailable
@@ -29,9 +29,7 @@ def reload(supervisor: Supervisor, loaded: Loaded, settings: Settings) -> dict[s
         supervisor.withdraw(entries[name])
     for name in (*found.changed, *found.unchanged):
         entry, returned = entries[name], entries[name].withdrawn
-        entry.definition = replace(
-            entry.definition, max_rate=settings.history.overridden(loaded.jobs[name].history).max_rate
-        )
+        supervisor.change_rate(entry, settings.history.overridden(loaded.jobs[name].history).max_rate)
         if name in found.changed or returned:
             supervisor.redefine(entry, from_file(loaded.jobs[name], settings.history))
         if returned and entry.definition.autostart:

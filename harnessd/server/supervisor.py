@@ -122,6 +122,12 @@ class Supervisor:
         self._put_job(entry)
         self._arm(entry)
 
+    def change_rate(self, entry: Entry, max_rate: float) -> None:
+        """Put a changed `history.max_rate` in force, for the live run too."""
+        entry.definition = replace(entry.definition, max_rate=max_rate)
+        if self._reader and entry.live:
+            self._reader.change_rate(entry.live.run, max_rate)
+
     def _tell_config(self, entry: Entry) -> None:
         event = policy.ConfigAsked()
         effective = merged(entry.definition.config, entry.overrides)

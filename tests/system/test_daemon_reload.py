@@ -83,6 +83,30 @@ def test_what_needs_no_new_run_is_in_force_without_one(daemon: Daemon) -> None:
         assert daemon.status(key)["told"] == []
 
 
+BURST = """
+from harnessd import Cradle
+
+class Burst(Cradle):
+    def run(self):
+        self.set_status("up")
+        self.get_msg(timeout=None)
+        for number in range(100):
+            self.set_status(number)
+        self.get_msg(timeout=None)
+"""
+
+
+def test_a_changed_rate_goes_for_the_run_that_is_there(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "burst.py").write_text(BURST)
+    daemon.job("burst", f"{tmp_path}/burst.py:Burst", history={"max_rate": 1})
+    daemon.start()
+    daemon.status("burst")
+    daemon.job("burst", f"{tmp_path}/burst.py:Burst", history={"max_rate": 1_000_000})
+    assert daemon.reload()["changed"] == ["burst"]
+    daemon.post("/jobs/burst/config", {}, wait=30)
+    daemon.wait_for(lambda: daemon.rows("SELECT count(*) FROM status") == [(101,)], "each status is stored")
+
+
 def test_a_changed_restart_policy_decides_the_next_exit(daemon: Daemon, tmp_path: Path) -> None:
     daemon.job("waits", "Waits", args=[f"{tmp_path}/go", "3"], restart="always")
     daemon.start()
