@@ -582,12 +582,18 @@ _reloads: set[asyncio.Task[None]] = set()
 
 
 async def _tick(supervisor: Supervisor, sample_seconds: float) -> None:
+    import logging
+    from functools import partial
+
     parts = max(1, round(sample_seconds))
     part = 0
     while True:
         await asyncio.sleep(sample_seconds / parts)
-        supervisor.tick()
-        supervisor.sample(part, parts)
+        for look in (supervisor.tick, partial(supervisor.sample, part, parts)):
+            try:
+                look()
+            except Exception:  # or nothing would be watched, rotated and sampled any more
+                logging.getLogger(__name__).exception("cannot look after the jobs")
         part = (part + 1) % parts
 
 

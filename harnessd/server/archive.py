@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,10 @@ async def trim_now_and_then(store: Store, kept: Callable[[], tuple[Keep, Mapping
     """Forget old history again and again; the store does it in steps that hold nobody up."""
     await asyncio.sleep(_FIRST_TRIM_S)
     while True:
-        store.trim(time.time_ns() // 1000, *kept())
+        try:
+            store.trim(time.time_ns() // 1000, *kept())
+        except Exception:  # or the history would grow from now on
+            logging.getLogger(__name__).exception("cannot forget old history")
         await asyncio.sleep(_TRIM_S)
 
 
