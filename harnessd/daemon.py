@@ -102,7 +102,7 @@ class Daemon:
         inventory = await link.inventory()
         self._loaded, self._settings = self._configuration(link, inventory)
         settings = self._settings
-        state = places.state_dir(settings.state_dir)
+        state = self._state = _state_dir(inventory, settings)
         places.make_private(state)
         self._lock = _hold_lock(link, inventory, state, hello["pid"])
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
@@ -331,7 +331,6 @@ class Daemon:
 
     def _context(self, store: Store) -> Context:
         """Return what the requests share."""
-        from harnessd.server import places
         from harnessd.server.bodies import health
         from harnessd.server.history import History
         from harnessd.server.tally import Tally
@@ -353,7 +352,7 @@ class Daemon:
         limit = self._settings.http.max_body_bytes
         tally = Tally()
         self._observers.append(tally)
-        tokens = TokenReader(places.state_dir(self._settings.state_dir))
+        tokens = TokenReader(self._state)
         error, commits = lambda: store.error, store.commit_times
         return Context(supervisor, told, limit, error, self._reload, history, followers, commits, tally, tokens)
 
@@ -456,6 +455,25 @@ class Daemon:
             log.warning("%s", warning)
         log.info("reloaded", extra={key: len(jobs) for key, jobs in answer.items()})
         return answer
+
+
+def _state_dir(inventory: Inventory, settings: Settings) -> Path:
+    """Return the state directory: the one that the keeper has locked, whatever the settings say by now.
+
+    What is wanted of the jobs is in it, and their output: without it they would not be the same jobs.
+    """
+    from harnessd.server import places
+
+    wanted = places.state_dir(settings.state_dir)
+    for lock in inventory.stored.get("lock", []):
+        held = Path(os.readlink(f"/proc/self/fd/{lock}")).parent
+        if held.exists() and not (wanted.exists() and held.samefile(wanted)):
+            import logging
+
+            message = "state_dir is %s by now; it stays %s until the daemon itself is ended and started anew"
+            logging.getLogger(__name__).error(message, wanted, held)
+            return held
+    return wanted
 
 
 def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> list[int]:
