@@ -181,7 +181,7 @@ class Daemon:
 
         before = lastgood.read(inventory.stored.get("configuration", []))
         try:
-            loaded = configdir.load(self._config_dir)
+            loaded = configdir.load(self._config_dir, before)
             problems = loaded.settings_problems
         except ConfigError as error:
             if not before:
@@ -434,7 +434,7 @@ class Daemon:
         from harnessd.server.reload import reload
 
         async with self._reloading:
-            loaded = await asyncio.to_thread(configdir.load, self._config_dir)
+            loaded = await asyncio.to_thread(configdir.load, self._config_dir, self._loaded)
             settings = loaded.settings or self._settings
             answer = reload(self._supervisor, loaded, settings)
         self._settings = self._settings.with_tls_of(settings)

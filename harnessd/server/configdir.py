@@ -23,6 +23,10 @@ SETTINGS = "harnessd"
 JOBS = "jobs"
 SUFFIXES = (".toml", ".json")
 MAX_FILE_BYTES = 1 << 20
+_GONE = {
+    SETTINGS: f"{SETTINGS}.toml is gone; an empty one stands for the defaults",
+    JOBS: f"{JOBS}/ is gone; an empty one stands for no jobs",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Loaded:
     problems: dict[str, list[str]] = field(default_factory=dict)
     settings_problems: list[str] = field(default_factory=list)
     disabled: list[str] = field(default_factory=list)
+    there: frozenset[str] = field(default=frozenset(), compare=False)  # of SETTINGS and JOBS, which are optional
 
     def all_problems(self) -> list[str]:
         """Return one line for each thing wrong in any of the files, the settings' first."""
@@ -57,10 +62,11 @@ class Diff:
     refused: dict[str, list[str]]
 
 
-def load(config_dir: Path) -> Loaded:
+def load(config_dir: Path, before: Loaded | None = None) -> Loaded:
     """Return all that the directory holds, problems included.
 
-    Raises ConfigError when the directory is none, or cannot be read: what is not seen there is not thereby removed.
+    Raises ConfigError when the directory is none, cannot be read, or lacks what it had `before`: what is not seen there
+    is not thereby removed.
     """
     try:
         settings_files = [path for path in _files(config_dir) if path.stem == SETTINGS]
@@ -70,10 +76,13 @@ def load(config_dir: Path) -> Loaded:
         raise ConfigError([f"{printable(error.filename)}: cannot be read: {_reason(error)}"]) from None
     if not settings_files and not has_jobs:
         raise ConfigError([f"{printable(config_dir)}: holds neither {SETTINGS}.toml nor {JOBS}/"])
+    there = frozenset(name for name, found in ((SETTINGS, settings_files), (JOBS, has_jobs)) if found)
+    if before and (gone := before.there - there):
+        raise ConfigError(f"{printable(config_dir)}: {_GONE[name]}" for name in gone)
     by_stem: dict[str, list[Path]] = {}
     for path in job_files:
         by_stem.setdefault(path.stem, []).append(path)
-    loaded = Loaded(None)
+    loaded = Loaded(None, there=there)
     for stem, files in by_stem.items():
         _load_job(stem, files, loaded)
     try:

@@ -161,6 +161,21 @@ def test_a_directory_that_cannot_be_read_is_an_error_and_no_empty_config(tmp_pat
         load(tmp_path)
 
 
+def test_what_was_there_before_is_not_removed_with_its_file(tmp_path: Path) -> None:
+    before = load(write(tmp_path, harnessd='default_job = "etl"', etl=COMMAND))
+    (tmp_path / "harnessd.toml").unlink()
+    with pytest.raises(ConfigError, match=r"harnessd.toml is gone; an empty one stands for the defaults$"):
+        load(tmp_path, before)
+    assert load(tmp_path).settings == Settings()
+    (tmp_path / "harnessd.json").write_text("{}")
+    assert load(tmp_path, before).settings == Settings()
+    (tmp_path / "jobs").rename(tmp_path / "aside")
+    with pytest.raises(ConfigError, match=r"jobs/ is gone; an empty one stands for no jobs$"):
+        load(tmp_path, before)
+    (tmp_path / "jobs").mkdir()
+    assert load(tmp_path, before).jobs == {}
+
+
 def test_a_diff_names_what_a_reload_has_to_do(tmp_path: Path) -> None:
     old = load(write(tmp_path, same=COMMAND, new_tag=COMMAND, broken=COMMAND, gone=COMMAND, off=COMMAND)).jobs
     write(tmp_path, added=COMMAND, new_tag=COMMAND + 'tags = ["x"]', broken="[", off="enabled = false", wrong="")

@@ -288,14 +288,14 @@ def test_an_address_that_cannot_be_had_leaves_the_old_one(daemon: Daemon, host: 
     assert daemon.hb("idle")["pid"] == pid
 
 
-@pytest.mark.parametrize("gone", ["all", "the target of jobs"])
+@pytest.mark.parametrize("gone", ["", "harnessd.toml", "jobs", "the target of jobs"])
 def test_a_config_directory_that_is_gone_removes_nothing(daemon: Daemon, gone: str) -> None:
     daemon.job("idle", "Idle")
     daemon.start()
     pid = daemon.wait_state("idle", "running")["pid"]
-    path, elsewhere = daemon.config if gone == "all" else daemon.config / "jobs", daemon.folder / "elsewhere"
+    path, elsewhere = daemon.config / gone.removeprefix("the target of "), daemon.folder / "elsewhere"
     path.rename(elsewhere)
-    if gone != "all":
+    if gone.startswith("the target"):
         path.symlink_to(daemon.folder / "away")
     answer = daemon.post("/reload")
     assert answer.status_code in (409, 422, 503)
