@@ -20,6 +20,7 @@ steer = typer.Typer()
 
 _WAIT_S = 30.0
 _POLL_S = 0.1
+_KILL_S = 0.5  # for the answer to a kill, at the least: it may be a refusal
 _AT_ONCE = 16  # requests
 _UP = {"running", "paused", "exited"}
 _DOWN = {"stopped", "exited", "failed"}
@@ -151,11 +152,7 @@ def kill(
     client = reach(context)
     query = (("grace", grace), ("wait", None if wait else 0))
     carry_out(
-        client,
-        Asked(
-            "kill", choose(client, names, tag, every), wait=wait, timeout_s=timeout if wait else ANSWER_S, query=query
-        ),
-        as_json,
+        client, Asked("kill", choose(client, names, tag, every), wait=wait, timeout_s=timeout, query=query), as_json
     )
 
 
@@ -241,10 +238,12 @@ def carry_out(client: Client, asked: Asked, as_json: bool) -> None:
 def _answers(client: Client, asked: Asked) -> list[Answer]:
     """Return an answer for each request, in their order; several are made at once."""
     query = {"tag": asked.chosen.tag} | dict(asked.query)
-    timeout_s = asked.timeout_s
-    if asked.wait and asked.verb not in _UNTIL and asked.verb != "kill":
-        query["wait"] = f"{asked.timeout_s:g}"
-        timeout_s = (asked.timeout_s or 0) + ANSWER_S
+    timeout_s: float | None = ANSWER_S
+    if asked.wait and asked.verb == "kill":
+        timeout_s = asked.timeout_s if asked.timeout_s is None else max(asked.timeout_s, _KILL_S)
+    elif asked.wait and asked.verb not in _UNTIL:
+        query["wait"] = f"{asked.timeout_s:.3f}"
+        timeout_s = ANSWER_S + (asked.timeout_s or 0)
 
     def ask(path: str) -> Answer:
         return client.ask(asked.method, path, query, asked.data, timeout_s)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.command import Command, Going
 from helpers.daemon import Daemon
+from helpers.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -104,18 +105,33 @@ def test_what_the_state_does_not_allow_is_exit_code_5(harnessd: Command) -> None
     assert harnessd("config", "speaks", "--set", "a=1").returncode == 5
 
 
-def test_a_job_that_does_not_read_is_exit_code_1(harnessd: Command, daemon: Daemon) -> None:
+@pytest.mark.parametrize("timeout_s", ["0.2", "0", "0.00001"])
+def test_a_job_that_does_not_read_is_exit_code_1(harnessd: Command, daemon: Daemon, timeout_s: str) -> None:
     daemon.job("deaf", "Deaf")
     daemon.reload()
     daemon.status("deaf")
-    unread = harnessd("pause", "deaf", "--wait", "--timeout", "0.2")
+    unread = harnessd("pause", "deaf", "--wait", "--timeout", timeout_s)
     assert (unread.returncode, unread.stdout) == (1, "")
     assert "still queued" in unread.stderr
-    stopping = harnessd("stop", "deaf", "--wait", "--timeout", "0.2")
+    stopping = harnessd("stop", "deaf", "--wait", "--timeout", timeout_s)
     assert stopping.returncode == 1
-    assert stopping.stderr == "harnessd: deaf: still stopping after 0.2 s\n"
+    assert stopping.stderr == f"harnessd: deaf: still stopping after {float(timeout_s):g} s\n"
     harnessd.done("kill", "deaf", "--grace", "0.1")
     _forget(daemon, "deaf")
+
+
+def test_a_timeout_of_nothing_is_none_for_the_answer(harnessd: Command, daemon: Daemon) -> None:
+    assert harnessd.done("pause", "feed-a", "--timeout", "0") == "feed-a: running, sent to the job\n"
+    assert harnessd.done("start", "late", "--timeout", "0").startswith("late: ")
+    daemon.job("stays", ["sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done"], kill_grace=1000)
+    daemon.reload()
+    until(lambda: daemon.get("/jobs/stays/logs").content, "it has its trap")
+    killing = harnessd("kill", "stays", "--timeout", "0")
+    assert (killing.returncode, killing.stdout) == (1, "")
+    assert killing.stderr.startswith("harnessd: no answer from ")
+    assert daemon.hb("stays")["state"] == "stopping"
+    harnessd.done("kill", "stays", "--grace", "0")
+    _forget(daemon, "stays")
 
 
 def test_a_job_that_will_not_come_up_ends_the_wait(harnessd: Command, daemon: Daemon) -> None:
