@@ -8,6 +8,8 @@ import typer
 
 from harnessd.cli.client import complete_job
 
+MOST_S = 1_000_000  # a socket takes twice as many
+
 Names = Annotated[
     list[str] | None,
     typer.Argument(
@@ -34,8 +36,12 @@ Data = Annotated[
     typer.Option("--data", metavar="JSON", help="Goes to the job with the command; JSON or a Python literal."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done, not when it is begun.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long --wait waits.")]
-Every = Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Time between two looks.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0, max=MOST_S, help="How long --wait waits.")
+]
+Every = Annotated[
+    float, typer.Option("--every", metavar="SECONDS", min=0.1, max=MOST_S, help="Time between two looks.")
+]
 
 STEER = "Steer jobs"
 LOOK = "Look at jobs"

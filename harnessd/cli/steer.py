@@ -13,13 +13,14 @@ import typer
 from harnessd.cli import render
 from harnessd.cli.choose import Chosen, choose
 from harnessd.cli.client import ANSWER_S, Answer, Client, reach
-from harnessd.cli.options import STEER, All, Data, Json, Names, Tag, Timeout, Wait
+from harnessd.cli.options import MOST_S, STEER, All, Data, Json, Names, Tag, Timeout, Wait
 from harnessd.cli.outcome import Code, Failure, code_of, worst
 
 steer = typer.Typer()
 
 _WAIT_S = 30.0
 _POLL_S = 0.1
+_READ_S = 3600.0  # the longest that the daemon waits for a command to be read
 _KILL_S = 0.5  # for the answer to a kill, at the least: it may be a refusal
 _AT_ONCE = 16  # requests
 _UP = {"running", "paused", "exited"}
@@ -144,7 +145,8 @@ def kill(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when nothing of it is left.")] = True,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="How long to wait; for ever by default.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0, max=MOST_S, help="How long to wait; for ever by default."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -242,8 +244,9 @@ def _answers(client: Client, asked: Asked) -> list[Answer]:
     if asked.wait and asked.verb == "kill":
         timeout_s = asked.timeout_s if asked.timeout_s is None else max(asked.timeout_s, _KILL_S)
     elif asked.wait and asked.verb not in _UNTIL:
-        query["wait"] = f"{asked.timeout_s:.3f}"
-        timeout_s = ANSWER_S + (asked.timeout_s or 0)
+        wait_s = min(asked.timeout_s or 0, _READ_S)
+        query["wait"] = f"{wait_s:.3f}"
+        timeout_s = wait_s + ANSWER_S
 
     def ask(path: str) -> Answer:
         return client.ask(asked.method, path, query, asked.data, timeout_s)

@@ -82,6 +82,11 @@ def test_config_is_shown_overridden_and_cleared(harnessd: Command, daemon: Daemo
         ("stop", "--all", "feed-a"),
         ("stop", "all"),
         ("start", "feed-a", "--timeout", "soon"),
+        ("pause", "feed-a", "--wait", "--timeout", "inf"),
+        ("kill", "feed-a", "--timeout", "1e300"),
+        ("start", "feed-a", "--timeout", "nan"),
+        ("ps", "-w", "--every", "inf"),
+        ("ps", "-w", "--every", "1e12"),
         ("start", "feed-a", "--bogus"),
         ("strat", "feed-a"),
         ("events", "--since", "noon"),
@@ -118,6 +123,11 @@ def test_a_job_that_does_not_read_is_exit_code_1(harnessd: Command, daemon: Daem
     assert stopping.stderr == f"harnessd: deaf: still stopping after {float(timeout_s):g} s\n"
     harnessd.done("kill", "deaf", "--grace", "0.1")
     _forget(daemon, "deaf")
+
+
+def test_a_timeout_longer_than_the_daemon_waits_is_one_all_the_same(harnessd: Command, daemon: Daemon) -> None:
+    for verb in ("pause", "resume"):
+        assert harnessd.done(verb, "feed-a", "--wait", "--timeout", "7200").endswith("the job has read it\n")
 
 
 def test_a_timeout_of_nothing_is_none_for_the_answer(harnessd: Command, daemon: Daemon) -> None:
