@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harnessd.cli import render
 from harnessd.errors import HarnessError
 
 db = typer.Typer(help="Look after the database.", no_args_is_help=True)
@@ -32,7 +33,7 @@ def check(config_dir: ConfigDir) -> None:
     found = _do("damage", config_dir)
     if found:
         raise typer.Exit(1)
-    typer.echo("no damage")
+    render.say("no damage")
 
 
 @db.command()
@@ -55,6 +56,9 @@ def _do(what: str, *args: Path) -> object:
     except HarnessError as error:
         typer.echo(f"harnessd: {error}", err=True)
         raise typer.Exit(1) from None
-    for line in [answer] if isinstance(answer, str) else answer:
-        typer.echo(line, err=not isinstance(answer, str))
+    if isinstance(answer, str):
+        render.say(answer)
+    else:
+        for line in answer:
+            typer.echo(line, err=True)
     return answer

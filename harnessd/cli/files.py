@@ -44,10 +44,10 @@ def reload(context: typer.Context, as_json: Json = False) -> None:
 def _tell_reload(found: dict[str, Any]) -> None:
     for what in ("added", "changed", "removed"):
         if found[what]:
-            typer.echo(f"{what}: {', '.join(found[what])}")
-    typer.echo(f"unchanged: {len(found['unchanged'])}")
+            render.say(f"{what}: {', '.join(found[what])}")
+    render.say(f"unchanged: {len(found['unchanged'])}")
     if needed := found.get("restart_needed"):
-        typer.echo(f"in force after a restart of the server (SIGUSR2): {', '.join(needed)}")
+        render.say(f"in force after a restart of the server (SIGUSR2): {', '.join(needed)}")
     for problems in found["refused"].values():
         for problem in problems:
             typer.echo(f"harnessd: {problem}", err=True)
@@ -65,7 +65,7 @@ def check(config_dir: ConfigDir) -> None:
         typer.echo(f"warning: {warning}", err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{config_dir}: {jobs} jobs, no problems")
+    render.say(f"{config_dir}: {jobs} jobs, no problems")
 
 
 @files.command(rich_help_panel=DAEMON)
@@ -73,10 +73,10 @@ def schema() -> None:
     """Print the JSON Schema of the settings file and of a job file."""
     from harnessd import offline
 
-    typer.echo(offline.schemas())
+    render.say(offline.schemas())
 
 
 @files.command(rich_help_panel=DAEMON)
 def version() -> None:
     """Print the version."""
-    typer.echo(f"harnessd {__version__}")
+    render.say(f"harnessd {__version__}")

@@ -49,7 +49,7 @@ def logs(
         raise Failure(Code.USAGE, f"cannot follow {len(wanted)} jobs at once: name one")
     for name in wanted:
         if len(wanted) > 1:
-            typer.echo(f"==> {name} <==")
+            render.say(f"==> {name} <==")
         if follow:
             _follow_log(client, name, query)
         else:
@@ -111,7 +111,7 @@ def follow_events(client: Client, names: Sequence[str], kind: str | None, cursor
             for event_id, text in _events(response):
                 last_id = event_id or last_id
                 if text and (not names or json.loads(text).get("job") in names):
-                    typer.echo(text if as_json else _line(json.loads(text)))
+                    render.say(text if as_json else _line(json.loads(text)))
         time.sleep(_AGAIN_S)
 
 

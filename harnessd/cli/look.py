@@ -52,7 +52,7 @@ def _list(client: Client, names: list[str] | None, tag: str | None, state: str |
         render.as_it_is(ask(client, tag, state).body)
     elif as_json:
         jobs = listed(client, names, tag, state)
-        typer.echo(json.dumps({"jobs": jobs}, separators=(",", ":")))
+        render.say(json.dumps({"jobs": jobs}, separators=(",", ":")))
     else:
         render.show(grid(listed(client, names, tag, state)))
 
@@ -64,7 +64,7 @@ def hb(context: typer.Context, names: Names = None, tag: Tag = None, every: All 
     if as_json:
         _print(answers)
     else:
-        typer.echo("\n".join(_heartbeat(body) for _, body in _bodies(answers)))
+        render.say("\n".join(_heartbeat(body) for _, body in _bodies(answers)))
     _leave(Code.FAILED if status == 503 else code_of(status) for status, _ in _bodies(answers))
 
 
@@ -116,7 +116,7 @@ def status(
     if as_json:
         _print(answers)
     else:
-        typer.echo(
+        render.say(
             "\n".join(_status(body) if code == 200 else f"{body['detail']}\n" for code, body in _bodies(answers))
         )
     _leave(code_of(status) for status, _ in _bodies(answers))
@@ -151,7 +151,7 @@ def stack(
     if as_json:
         _print(answers)
     else:
-        typer.echo("\n".join(_stack(status, body) for status, body in _bodies(answers)))
+        render.say("\n".join(_stack(status, body) for status, body in _bodies(answers)))
     _leave(code_of(status) for status, _ in _bodies(answers))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
+
+from harnessd.cli.outcome import Code, Failure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +84,7 @@ def show(grid: Grid) -> None:
 
         Console(highlight=False).print(grid.rich())
     else:
-        typer.echo(grid.plain(), nl=False)
+        say(grid.plain(), nl=False)
 
 
 def on_terminal() -> bool:
@@ -90,8 +93,18 @@ def on_terminal() -> bool:
 
 def as_it_is(body: bytes) -> None:
     """Print an answer of the daemon without touching it."""
-    sys.stdout.buffer.write(body)
-    sys.stdout.buffer.flush()
+    say(body, nl=False)
+
+
+def say(what: str | bytes, nl: bool = True) -> None:
+    """Print to stdout. Raises Failure when that does not take it; BrokenPipeError, of which typer makes a quiet end."""
+    try:
+        typer.echo(what, nl=nl)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        raise Failure(Code.FAILED, f"cannot write to stdout: {error.strerror}") from None
 
 
 @contextmanager

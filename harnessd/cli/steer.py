@@ -312,7 +312,7 @@ def _tell(results: list[Result], ends: dict[str, str]) -> None:
         if result.code:
             typer.echo(f"harnessd: {result.body.get('detail')}", err=True)
         elif "effective" not in result.body:
-            typer.echo(f"{result.body['job']}: {_outcome(result.body, ends)}")
+            render.say(f"{result.body['job']}: {_outcome(result.body, ends)}")
 
 
 def _outcome(body: dict[str, Any], ends: dict[str, str]) -> str:

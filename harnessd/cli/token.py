@@ -50,7 +50,7 @@ def new(
     """Make a token and print its secret, this once."""
     with _offline(context) as (offline, state):
         secret = offline.new_token(state, name, role.value, jobs or (), expires)
-    typer.echo(secret)
+    render.say(secret)
     limit = f", for jobs {' '.join(jobs)}" if jobs else ""
     until = f", for {expires}" if expires else ""
     typer.echo(
@@ -66,7 +66,7 @@ def list_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json"
     with _offline(context) as (offline, state):
         found = offline.tokens(state)
     if as_json:
-        typer.echo(json.dumps({"tokens": found}))
+        render.say(json.dumps({"tokens": found}))
     else:
         render.show(Grid(TITLES, [_row(each) for each in found]))
 

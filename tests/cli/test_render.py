@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+
 import pytest
+from helpers.command import Command
 
 from harnessd.cli import render
 from harnessd.cli.render import Cell, Grid
@@ -65,3 +68,29 @@ def test_a_state_says_in_what_the_last_run_ended_when_that_is_why() -> None:
     assert render.state("failed", failed | {"code": None, "reason": "unstarted"}).text == "failed (unstarted)"
     assert render.state("running", failed).text == "running"
     assert render.state("new-one").text == "new-one"
+
+
+PRINTING = [
+    ("ps",),
+    ("ps", "--json"),
+    ("hb", "feed-a"),
+    ("events",),
+    ("logs", "-f", "speaks", "--since-offset", "0"),
+    ("schema",),
+]
+
+
+@pytest.mark.parametrize("args", PRINTING, ids=" ".join)
+def test_a_full_disk_under_stdout_is_one_line(harnessd: Command, args: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        ran = harnessd(*args, stdout=full)
+    assert (ran.returncode, ran.stderr) == (1, "harnessd: cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("args", PRINTING, ids=" ".join)
+def test_a_reader_of_stdout_that_has_gone_is_not_told_of(harnessd: Command, args: tuple[str, ...]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w") as closed:
+        ran = harnessd(*args, stdout=closed)
+    assert (ran.returncode, ran.stderr) == (1, "")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from helpers.daemon import COMMAND
 from helpers.waiting import DEADLINE_S, until
@@ -25,14 +26,15 @@ class Command:
         self.env = kept | {"XDG_STATE_HOME": str(folder / "nowhere"), "TERM": "xterm", "COLUMNS": "100"} | env
         self.folder = folder
 
-    def __call__(self, *args: object, **env: str) -> Ran:
-        """Return what it printed and its exit code; both streams are pipes."""
+    def __call__(self, *args: object, stdout: int | IO[str] = subprocess.PIPE, **env: str) -> Ran:
+        """Return what it printed and its exit code; both streams are pipes unless stdout is something else."""
         return subprocess.run(
             [HARNESSD, *map(str, args)],
             cwd=self.folder,
             env=self.env | env,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=DEADLINE_S,
         )
