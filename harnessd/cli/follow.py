@@ -72,13 +72,17 @@ def _copy(response: http.client.HTTPResponse) -> int:
 def copy_whole(client: Client, path: str, query: dict[str, Any]) -> None:
     """Print what is answered. Raises Failure when that breaks off."""
     with client.stream(path, query, timeout_s=ANSWER_S) as response:
-        try:
-            while piece := response.read1(_PIECE_BYTES):
-                render.as_it_is(piece)
-        except BROKEN as error:
-            raise Failure(Code.UNREACHABLE, f"the answer broke off: {error}") from None
+        while piece := _piece(response):
+            render.as_it_is(piece)
         if response.length:  # of what was announced, so much did not come
             raise Failure(Code.UNREACHABLE, "the answer broke off")
+
+
+def _piece(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(_PIECE_BYTES)
+    except BROKEN as error:
+        raise Failure(Code.UNREACHABLE, f"the answer broke off: {error}") from None
 
 
 def _next_piece(response: http.client.HTTPResponse) -> bytes:

@@ -76,6 +76,9 @@ PRINTING = [
     ("hb", "feed-a"),
     ("events",),
     ("logs", "-f", "speaks", "--since-offset", "0"),
+    ("logs", "speaks", "--since-offset", "0"),
+    ("history", "feed-a", "--format", "csv"),
+    ("runs", "feed-a", "--json"),
     ("schema",),
 ]
 
