@@ -32,7 +32,7 @@ def code_of(status: int, kind: str = "") -> Code:
         return Code.DONE
     if status == 404:
         return Code.NO_SUCH_JOB if kind == "no-such-job" else Code.FAILED
-    if status == 400:
+    if status in (400, 422):
         return Code.USAGE
     return Code.REFUSED if status < 500 else Code.FAILED
 

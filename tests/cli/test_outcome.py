@@ -12,9 +12,10 @@ from harnessd.cli.outcome import Code, code_of, worst
         (202, "", Code.DONE),
         (207, "", Code.DONE),
         (400, "bad-request", Code.USAGE),
+        (422, "bad-data", Code.USAGE),
         (404, "no-such-job", Code.NO_SUCH_JOB),
         (404, "no-such-route", Code.FAILED),
-        *((status, "", Code.REFUSED) for status in (401, 403, 405, 409, 413, 415, 422, 429)),
+        *((status, "", Code.REFUSED) for status in (401, 403, 405, 409, 413, 415, 429)),
         *((status, "", Code.FAILED) for status in (500, 503, 504)),
     ],
 )

@@ -79,6 +79,7 @@ def test_config_is_shown_overridden_and_cleared(harnessd: Command, daemon: Daemo
         ("config", "feed-a", "--set", "novalue"),
         ("config", "feed-a", "--set", "a=1", "--clear"),
         ("config", "feed-a", "--data", "{"),
+        ("config", "feed-a", "--data", "[1]"),
         ("stop", "--all", "feed-a"),
         ("stop", "all"),
         ("start", "feed-a", "--timeout", "soon"),
