@@ -75,7 +75,11 @@ def backup(config_dir: Path, file: Path) -> str:
     if file.exists():
         raise StoreError(f"cannot back up to {file}: it exists")
     with _database(config_dir) as database:
-        database.backup(file)
+        try:
+            database.backup(file)
+        except (sqlite3.Error, OSError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise StoreError(f"cannot back up {database.path} to {file}: {why}") from error
     return f"{file}: {file.stat().st_size} bytes"
 
 

@@ -42,6 +42,12 @@ def test_check_says_all_that_is_wrong(alone: Command, tmp_path: Path) -> None:
     daemon.close()
 
 
+def test_a_backup_that_cannot_be_written_is_told_with_its_file(harnessd: Command, daemon: Daemon) -> None:
+    ran = harnessd("db", "backup", daemon.config, "/nowhere/copy.db")
+    why = f"cannot back up {daemon.state}/harnessd.db to /nowhere/copy.db: No such file or directory"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", f"harnessd: {why}\n")
+
+
 def test_reload_tells_what_has_changed_and_what_is_refused(harnessd: Command, daemon: Daemon) -> None:
     daemon.job("new", "Idle", autostart=False)
     assert harnessd.done("reload") == "added: new\nunchanged: 4\n"
