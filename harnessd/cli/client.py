@@ -187,7 +187,8 @@ def _connection(address: Address) -> http.client.HTTPConnection:
     except ValueError:
         host, port = None, None
     if parts.scheme not in ("http", "https") or not host:
-        raise Failure(Code.USAGE, f"cannot use {address.url!r}: a URL such as http://127.0.0.1:2222 is wanted")
+        source = f" of {address.source}" if address.source else ""
+        raise Failure(Code.USAGE, f"cannot use {address.url!r}{source}: a URL such as http://127.0.0.1:2222 is wanted")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     return kind(host, port, timeout=_CONNECT_S)
 

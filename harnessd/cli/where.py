@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A Unix socket, or a URL."""
+    """A Unix socket, or a URL; `source` is what has made the URL, if that is no URL itself."""
 
     socket: Path | None = None
     url: str = ""
     token: str | None = None
+    source: str = field(default="", compare=False)
 
     @property
     def shown(self) -> str:
@@ -100,13 +101,18 @@ def _by_config(config_dir: Path, environ: Mapping[str, str]) -> list[Address]:
     state = _state_dir(settings, config_dir, environ)
     http = settings.get("http")
     url = _url(http if isinstance(http, dict) else {})
-    return [Address(state / SOCKET_NAME), *([Address(url=url)] if url else [])]
+    source = f"http.host and http.port in {_settings_file(config_dir)}"
+    return [Address(state / SOCKET_NAME), *([Address(url=url, source=source)] if url else [])]
+
+
+def _settings_file(config_dir: Path) -> Path | None:
+    return next((config_dir / name for name in SETTINGS if (config_dir / name).exists()), None)
 
 
 def _settings(config_dir: Path) -> dict[str, Any]:
     if not config_dir.is_dir():
         raise Failure(Code.USAGE, f"cannot use {config_dir}: it is no directory")
-    path = next((config_dir / name for name in SETTINGS if (config_dir / name).exists()), None)
+    path = _settings_file(config_dir)
     if path is None:
         return {}
     try:

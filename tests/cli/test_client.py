@@ -117,6 +117,15 @@ def test_a_url_that_is_none_is_exit_code_2(alone: Command, url: str) -> None:
     assert "a URL such as" in ran.stderr
 
 
+def test_settings_that_make_no_url_are_named(alone: Command) -> None:
+    folder = alone.folder / "config"
+    folder.mkdir()
+    (folder / "harnessd.toml").write_text('state_dir = "nowhere"\n[http]\nport = "x"\n')
+    ran = alone("ps")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "'http://127.0.0.1:x' of http.host and http.port in config/harnessd.toml: a URL such as" in ran.stderr
+
+
 @contextmanager
 def answering(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
     """Give the URL of something that answers so once, and what it was asked."""
