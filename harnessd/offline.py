@@ -34,7 +34,8 @@ def warnings(config_dir: Path) -> list[str]:
         settings = configdir.load(config_dir).settings
     except ConfigError:  # which is a problem
         return []
-    return settings.warnings() if settings else []
+    no_jobs = [] if (config_dir / configdir.JOBS).exists() else [f"{config_dir}: there is no {configdir.JOBS}/ in it"]
+    return [*no_jobs, *(settings.warnings() if settings else [])]
 
 
 def schemas() -> str:

@@ -42,6 +42,13 @@ def test_check_says_all_that_is_wrong(alone: Command, tmp_path: Path) -> None:
     daemon.close()
 
 
+def test_check_warns_of_a_directory_without_jobs(alone: Command, tmp_path: Path) -> None:
+    (tmp_path / "harnessd.toml").touch()
+    ran = alone("check", tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, f"{tmp_path}: 0 jobs, no problems\n")
+    assert ran.stderr == f"warning: {tmp_path}: there is no jobs/ in it\n"
+
+
 def test_a_backup_that_cannot_be_written_is_told_with_its_file(harnessd: Command, daemon: Daemon) -> None:
     ran = harnessd("db", "backup", daemon.config, "/nowhere/copy.db")
     why = f"cannot back up {daemon.state}/harnessd.db to /nowhere/copy.db: No such file or directory"
