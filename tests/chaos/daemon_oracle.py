@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
 from statistics import median
 
 from chaos.oracle import Verdict
-from chaos.story import SERVER_ENDS, Fact, Story
+from chaos.story import SERVER_ENDS, SETTLE_S, Fact, Story
 
 _WARM_S, _LIFE_S = 15.0, 45.0  # a process is measured from the first on, if it lived for the second
 _FDS = {"keeper": 60, "server": 120}  # allowed from early to late: some 30 runs more or less, and connections
@@ -20,6 +23,10 @@ _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was t
 _CLOSE_S = 2.0
 _LEAVES_S = 10.0  # a server that was replaced has left by then
 _UP_S = 10.0  # a new server serves within that, however loaded the machine is
+_FIELD = re.compile(r' traceback=("(?:[^"\\]|\\.)*")')
+_CHAINED = r"\n\n(?:During handling|The above exception)"
+_LOGGED = re.compile(rf"^time=(\S+)|^Traceback .*\n(?:[ \t].*\n|\n)+(\S.*)$(?!{_CHAINED})", re.MULTILINE)
+_END = "\ntime=9999-01-01T00:00:00Z"
 
 
 def judge_daemon(story: Story) -> Verdict:
@@ -146,14 +153,27 @@ def _growth(story: Story, verdict: Verdict) -> None:
 def _log(story: Story, verdict: Verdict) -> None:
     """An exception that nobody has caught is a defect, whatever came of it."""
     text = story.log.read_text(errors="replace")
-    errors = Counter(re.findall(r"^Traceback .*\n(?:[ \t].*\n|\n)+(\S.*)$", text, re.MULTILINE))
-    exhausted = any(span.kind == "descriptors-out" for span in story.spans)
+    errors: Counter[str] = Counter()
+    for since, until, error in _raised(text, story.wall_offset):
+        if "Too many open files" in error and story.was(("descriptors-out",), since, until, after_s=SETTLE_S):
+            verdict.excused["exceptions for want of descriptors"] += 1
+        else:
+            errors[error] += 1
     for error, times in errors.items():
-        if exhausted and "Too many open files" in error:
-            verdict.excused["exceptions for want of descriptors"] += times
-            continue
         verdict.wrong(f"exception in the daemon's log, {times} times: {error}")
     verdict.looked_at["log lines"] = text.count("\n")
+
+
+def _raised(text: str, wall_offset: float) -> Iterator[tuple[float, float, str]]:
+    """Yield between which times each exception was logged, and what it was; a bare traceback has no time of its own."""
+    at, errors = 0.0, list[str]()
+    for found in _LOGGED.finditer(_FIELD.sub(lambda field: f"\n{json.loads(field[1])}\n", text) + _END):
+        if found[2]:
+            errors.append(found[2])
+        elif found[1]:
+            later = datetime.fromisoformat(found[1]).timestamp() - wall_offset
+            yield from ((at, later, error) for error in errors)
+            at, errors = later, []
 
 
 def left_behind(token: str, members: list[int]) -> list[str]:

@@ -20,7 +20,7 @@ Fact = dict[str, Any]
 _RUN = re.compile(r"run (\d+)$")
 SERVER_ENDS = ("server-kill", "fork-cut", "keeper-kill", "down")
 _STORAGE = ("disk-full", "database-lock", "server-stop", "descriptors-out")
-_SETTLE_S = 8.0  # after its end a fault may still be felt: the longest wait until the database is tried again, and more
+SETTLE_S = 8.0  # after its end a fault may still be felt: the longest wait until the database is tried again, and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +179,13 @@ class Story:
 
     def storage_failed(self, since: float, until: float) -> bool:
         """Return whether what happened then may not have been stored at once."""
-        return self.was(_STORAGE, since, until, after_s=_SETTLE_S)
+        return self.was(_STORAGE, since, until, after_s=SETTLE_S)
 
     def stored_by(self, at: float) -> float:
         """Return when what happened then must be stored: soon after the last of faults one upon the other."""
         for span in sorted(self.spans, key=lambda span: span.since):
-            if span.kind in _STORAGE and span.since <= at <= span.until + _SETTLE_S:
-                at = span.until + _SETTLE_S
+            if span.kind in _STORAGE and span.since <= at <= span.until + SETTLE_S:
+                at = span.until + SETTLE_S
         return at
 
     @cached_property
