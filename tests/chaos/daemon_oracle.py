@@ -23,6 +23,7 @@ _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was t
 _CLOSE_S = 2.0
 _LEAVES_S = 10.0  # a server that was replaced has left by then
 _UP_S = 10.0  # a new server serves within that, however loaded the machine is
+_STARVED = ("Too many open files", "datetime_CAPI")  # Python's own datetime, as the fast one could not be opened
 _FIELD = re.compile(r' traceback=("(?:[^"\\]|\\.)*")')
 _CHAINED = r"\n\n(?:During handling|The above exception)"
 _LOGGED = re.compile(rf"^time=(\S+)|^Traceback .*\n(?:[ \t].*\n|\n)+(\S.*)$(?!{_CHAINED})", re.MULTILINE)
@@ -155,7 +156,7 @@ def _log(story: Story, verdict: Verdict) -> None:
     text = story.log.read_text(errors="replace")
     errors: Counter[str] = Counter()
     for since, until, error in _raised(text, story.wall_offset):
-        if "Too many open files" in error and story.was(("descriptors-out",), since, until, after_s=SETTLE_S):
+        if any(sign in error for sign in _STARVED) and story.was(("descriptors-out",), since, until, after_s=SETTLE_S):
             verdict.excused["exceptions for want of descriptors"] += 1
         else:
             errors[error] += 1
