@@ -86,7 +86,7 @@ class Checks:
     async def _ask(self, check: Check) -> str | None:
         """Return why the URL does not say that all is well; None if it does."""
         assert check.http
-        if self._client is None:
+        if self._client is None or (self._client.done() and self._client.exception()):  # once is not for ever
             self._client = asyncio.create_task(asyncio.to_thread(_make_client))
         client = await asyncio.shield(self._client)
         import httpx

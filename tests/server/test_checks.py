@@ -17,7 +17,7 @@ from helpers.daemon import ended, free_port
 from helpers.waiting import DEADLINE_S, until
 
 from harnessd import tree
-from harnessd.server import policy
+from harnessd.server import checks, policy
 from harnessd.server.checks import Checks
 from harnessd.server.jobspec import JobSpec
 from harnessd.states import State
@@ -124,6 +124,26 @@ def test_http_where_nobody_listens_or_speaks_otherwise_is_not_well(tmp_path: Pat
         assert "Protocol" in (await Rig(tmp_path, http=url).check()).last_error
 
     asyncio.run(served(b"220 smtp.example ESMTP\r\n", body))
+
+
+def test_a_client_that_could_not_be_made_is_made_for_the_next_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, fails = checks._make_client, [OSError("Too many open files")]
+
+    def made() -> object:
+        if fails:
+            raise fails.pop()
+        return make()
+
+    async def body(url: str) -> None:
+        rig = Rig(tmp_path, http=url)
+        await rig.check()
+        assert not fails
+        assert (await rig.check()).ok is True
+
+    monkeypatch.setattr(checks, "_make_client", made)
+    asyncio.run(served(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", body))
 
 
 def test_a_command_runs_as_the_job_does(tmp_path: Path) -> None:

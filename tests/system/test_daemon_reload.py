@@ -275,10 +275,11 @@ def test_an_address_that_cannot_be_had_leaves_the_old_one(daemon: Daemon, host: 
         daemon.settings()
         new, daemon.port = daemon.port, old
         settings.write_text(settings.read_text().replace('host = "127.0.0.1"', f'host = "{host}"'))
-        for _ in range(2):  # the second one finds what the first has left
-            daemon.wait_new_server(daemon.kill_server())
+        serving = f"serving 1 jobs on http://127.0.0.1:{old}"
+        for server in (2, 3):  # the third one finds what the second has left
+            daemon.kill_server()
+            until(lambda count=server: daemon.log.count(serving) == count, "it says where it serves")  # type: ignore[misc]
         assert daemon.log.count(f"cannot listen on http://{host}:{new}") == 2
-        until(lambda: daemon.log.count(f"serving 1 jobs on http://127.0.0.1:{old}") == 3, "it says where it serves")
     assert daemon.hb("idle")["pid"] == pid
     server, daemon.port = daemon.server_pid(), new
     daemon.settings()
