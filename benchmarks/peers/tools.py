@@ -195,6 +195,8 @@ class Supervisor(Tool):
         return self._ask(str(self.find()), "--version").strip()
 
     def write(self, workers: Iterable[str]) -> None:
+        """All in one group: groups are stopped one after the other, the programs of one at once."""
+        workers = list(workers)
         lines = [
             "[supervisord]\nlogfile=supervisord.log\npidfile=supervisord.pid\nnodaemon=true\nminfds=8192\n",
             f"[inet_http_server]\nport=127.0.0.1:{PORT}\n",
@@ -202,6 +204,7 @@ class Supervisor(Tool):
                 "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory = "
                 "supervisor.rpcinterface:make_main_rpcinterface\n"
             ),
+            f"[group:all]\nprograms={','.join(workers)}\n",
         ]
         lines += [
             f"[program:{worker}]\ncommand={sys.executable} {WORKER} {worker}\nautorestart=true\n"
@@ -216,12 +219,12 @@ class Supervisor(Tool):
         return [str(self.find()), "-n", "-c", "supervisord.conf"]
 
     def address(self, worker: str) -> str:
-        return f"127.0.0.1:{PORT} {worker}"
+        return f"127.0.0.1:{PORT} all:{worker}"
 
     def exit_code(self, worker: str) -> str | None:
         from xmlrpc.client import ServerProxy
 
-        info = ServerProxy(f"http://127.0.0.1:{PORT}/RPC2").supervisor.getProcessInfo(worker)
+        info = ServerProxy(f"http://127.0.0.1:{PORT}/RPC2").supervisor.getProcessInfo(f"all:{worker}")
         assert isinstance(info, dict)
         return str(info["exitstatus"])
 
