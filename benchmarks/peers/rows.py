@@ -127,6 +127,13 @@ def in_turns(
     return {t.name: failed[t.name] if t.name in failed else statistics.median(found[t.name]) for t in tools}
 
 
+def _why(error: Exception) -> str:
+    """Return the end of what was said, fit for a table."""
+    said = getattr(error, "stderr", None) or str(error) or type(error).__name__
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    return text.strip().rpartition("\n")[2].replace("|", "/")[-100:]
+
+
 def plain(tools: Sequence[type[Tool]]) -> list[type[Tool]]:
     """Leave out what differs from harnessd only when its keeper is killed."""
     return [tool for tool in tools if tool.name != "harnessd (keeper)"]
@@ -254,9 +261,12 @@ def survival(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
             start(it, [*named(TALKERS, "talker"), "leaver-000"])
             time.sleep(SETTLE_S)
             before = {name: each[-1].pid for name, each in ready(it).items()}
+            asked = it.folder / "leaver-000.exit"
             it.crash()
-            (it.folder / "leaver-000.exit").write_text("7")
+            asked.write_text("7")
             time.sleep(1.5)
+            left = not asked.exists()
+            asked.unlink(missing_ok=True)  # not for the one that comes after it
             undisturbed = sum(host.alive(before[name]) for name in named(TALKERS, "talker"))
             it.recover()
             time.sleep(8.0)
@@ -266,7 +276,7 @@ def survival(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
             twice = sum(len(pids) > 1 for pids in alive.values())
             held = [pid for name in talkers if len(alive[name]) == 1 for pid in alive[name] if pid == before[name]]
             orphaned = sum(_parent(pid) == 1 for pids in alive.values() for pid in pids)
-            code = _known(it)
+            code = _known(it, before["leaver-000"], left)
             lost = sum(_gaps(it.logged(name)) for name in talkers[:5]) if held else "jobs ended"
             lines.append([tool.name, f"{undisturbed} of {TALKERS}", str(twice), str(orphaned), code, str(lost)])
     table("The daemon is killed with SIGKILL and started again", columns, lines)
@@ -279,11 +289,15 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _known(it: Tool) -> str:
+def _known(it: Tool, pid: int, left: bool) -> str:
+    """Say whether it knows the code with which the worker has left; one that could not was ended with the daemon."""
     try:
-        return "yes" if it.exit_code("leaver-000") == "7" else "no"
-    except (OSError, ValueError, LookupError):
-        return "no"
+        code = it.exit_code("leaver-000", pid)
+    except Exception as error:
+        return f"no ({_why(error)})"
+    if not left:
+        return f"no: ended with the daemon, told as {code}"
+    return "yes" if code == "7" else "no"
 
 
 def _gaps(text: bytes) -> int:

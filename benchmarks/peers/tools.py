@@ -90,8 +90,8 @@ class Tool(ABC):
     def client_python(self) -> str:
         return sys.executable
 
-    def exit_code(self, worker: str) -> str | None:
-        """Return what it can tell of the worker's last exit."""
+    def exit_code(self, worker: str, pid: int) -> str | None:
+        """Return what it can tell of the exit of the worker that had the pid; of the last one if it tells no pids."""
         return None
 
     @abstractmethod
@@ -143,9 +143,10 @@ class Harnessd(Tool):
     def address(self, worker: str) -> str:
         return f"127.0.0.1:{PORT}/jobs/{worker}/hb"
 
-    def exit_code(self, worker: str) -> str | None:
+    def exit_code(self, worker: str, pid: int) -> str | None:
         runs = json.loads(self._ask("curl", "-s", f"http://127.0.0.1:{PORT}/jobs/{worker}/runs?limit=20"))["rows"]
-        return next((str(run["exit_code"]) for run in runs if run["exit_code"] is not None), None)
+        run = next(run for run in runs if run["pid"] == pid)
+        return str(run["reason"] if run["exit_code"] is None else run["exit_code"])
 
     def logged(self, worker: str) -> bytes:
         folder = self.folder / "state" / "log"
@@ -221,7 +222,7 @@ class Supervisor(Tool):
     def address(self, worker: str) -> str:
         return f"127.0.0.1:{PORT} all:{worker}"
 
-    def exit_code(self, worker: str) -> str | None:
+    def exit_code(self, worker: str, pid: int) -> str | None:
         from xmlrpc.client import ServerProxy
 
         info = ServerProxy(f"http://127.0.0.1:{PORT}/RPC2").supervisor.getProcessInfo(f"all:{worker}")
@@ -323,7 +324,7 @@ class Pm2(Tool):
     def address(self, worker: str) -> str:
         return f"{self.find()} jlist"
 
-    def exit_code(self, worker: str) -> str | None:
+    def exit_code(self, worker: str, pid: int) -> str | None:
         apps = json.loads(self._ask(str(self.find()), "jlist") or "[]")
         return next((str(app["pm2_env"].get("exit_code")) for app in apps if app["name"] == worker), None)
 
@@ -398,7 +399,7 @@ class S6(Services):
     def address(self, worker: str) -> str:
         return f"s6-svstat {self.folder}/services/{worker}"
 
-    def exit_code(self, worker: str) -> str | None:
+    def exit_code(self, worker: str, pid: int) -> str | None:
         deaths = self._ask("s6-svdt", f"{self.folder}/services/{worker}").split()
         return deaths[-1] if deaths else None
 

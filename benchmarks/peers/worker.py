@@ -1,7 +1,7 @@
 """The worker that every tool runs: what a job commonly imports, one line in a file when it is ready, then nothing.
 
 Run as a script for the tools that start programs; as `worker.py:Worker` for harnessd. `WORKER_FOLDER` holds the file
-`ready`; a file `NAME.exit` in it has the worker exit with the code that it contains.
+`ready`; a file `NAME.exit` in it has the worker named `leaver` exit with the code that it contains.
 """
 
 import argparse  # noqa: F401
@@ -47,14 +47,13 @@ def work(name, wait):
     told = Path(os.environ["WORKER_FOLDER"], f"{name}.exit")
     number = 0
     while True:
-        wait(0.05 if kind == "talker" else 1.0)
+        wait(0.05 if kind in ("talker", "leaver") else 1.0)
         if kind == "talker":
             os.write(1, b"said %d by %d\n" % (number, os.getpid()))
             number += 1
-        elif kind == "leaver" and told.exists():
-            code = int(told.read_text())
+        elif kind == "leaver" and told.exists() and (code := told.read_text()):
             told.unlink()
-            return code
+            return int(code)
 
 
 if __name__ == "__main__":
