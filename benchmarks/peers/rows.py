@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
 import host
-from tools import PORT, Harnessd, Tool
+from tools import PORT, WORKER, Harnessd, Tool
 from worker import LINE_BYTES
 
 Running = Callable[[type[Tool]], AbstractContextManager[Tool]]
@@ -27,7 +27,7 @@ STATUS_CLIENT = Path(__file__).with_name("status_client.py")
 READY_S = 300.0
 SETTLE_S = 3.0
 CHATTER_MB = 60
-TALKERS = 20
+SURVIVORS = 20
 GROWTH = (10, 100, 1000)
 
 
@@ -253,33 +253,51 @@ def logs(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
 
 
 def survival(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
-    """SIGKILL of the daemon, and what its user finds afterwards."""
-    columns = ["jobs undisturbed", "running twice", "orphaned", "exit meanwhile known", "log lines lost"]
+    """SIGKILL of the daemon, and what its user finds afterwards of jobs that write and of those that do not."""
+    columns = ["writing jobs undisturbed", "quiet ones", "running twice", "orphaned", "exit meanwhile known"]
     lines = []
     for tool in tools:
         with running(tool) as it:
-            start(it, [*named(TALKERS, "talker"), "leaver-000"])
-            time.sleep(SETTLE_S)
-            before = {name: each[-1].pid for name, each in ready(it).items()}
-            asked = it.folder / "leaver-000.exit"
-            it.crash()
-            asked.write_text("7")
-            time.sleep(1.5)
-            left = not asked.exists()
-            asked.unlink(missing_ok=True)  # not for the one that comes after it
-            undisturbed = sum(host.alive(before[name]) for name in named(TALKERS, "talker"))
-            it.recover()
-            time.sleep(8.0)
-            now = ready(it)
-            talkers = named(TALKERS, "talker")
-            alive = {name: [one.pid for one in now[name] if host.alive(one.pid)] for name in talkers}
-            twice = sum(len(pids) > 1 for pids in alive.values())
-            held = [pid for name in talkers if len(alive[name]) == 1 for pid in alive[name] if pid == before[name]]
-            orphaned = sum(_parent(pid) == 1 for pids in alive.values() for pid in pids)
-            code = _known(it, before["leaver-000"], left)
-            lost = sum(_gaps(it.logged(name)) for name in talkers[:5]) if held else "jobs ended"
-            lines.append([tool.name, f"{undisturbed} of {TALKERS}", str(twice), str(orphaned), code, str(lost)])
-    table("The daemon is killed with SIGKILL and started again", columns, lines)
+            lines.append([tool.name, *_survived(it)])
+    table("The daemon is killed with SIGKILL and started again", [*columns, "log lines lost"], lines)
+
+
+def _survived(it: Tool) -> list[str]:
+    kinds = named(SURVIVORS, "talker"), named(SURVIVORS, "quiet")
+    names = [*kinds[0], *kinds[1]]
+    start(it, [*names, "leaver-000"])
+    time.sleep(SETTLE_S)
+    before = {name: each[-1].pid for name, each in ready(it).items()}
+    asked = it.folder / "leaver-000.exit"
+    it.crash()
+    asked.write_text("7")
+    time.sleep(SETTLE_S)
+    left = not asked.exists()
+    asked.unlink(missing_ok=True)  # not for the one that comes after it
+    undisturbed = [f"{sum(host.alive(before[name]) for name in kind)} of {len(kind)}" for kind in kinds]
+    it.recover()
+    _settle(it)
+    now, its_own = ready(it), daemon_pids(it)
+    alive = {name: [one.pid for one in now[name] if host.alive(one.pid)] for name in names}
+    twice = sum(len(pids) > 1 for pids in alive.values())
+    orphaned = sum(_parent(pid) not in its_own for pids in alive.values() for pid in pids)
+    code = _known(it, before["leaver-000"], left)
+    said = {name: _said(it, name) for name in kinds[0]}
+    time.sleep(1.0)
+    lost = sum(_lost(said[name], it.logged(name)) for name in kinds[0])
+    return [*undisturbed, str(twice), str(orphaned), code, str(lost)]
+
+
+def _settle(it: Tool) -> None:
+    """Wait until no worker has been about to become ready for five seconds, and eight at least."""
+    since, seen = time.monotonic() + SETTLE_S, -1
+    latest = since + 120
+    while since + 5 > time.monotonic() < latest:
+        count = sum(map(len, ready(it).values()))
+        begun = {pid for pid, line in host.processes(it.token).items() if WORKER.name in line}
+        if count != seen or begun - worker_pids(it):
+            since, seen = max(since, time.monotonic()), count
+        time.sleep(0.2)
 
 
 def _parent(pid: int) -> int:
@@ -300,12 +318,17 @@ def _known(it: Tool, pid: int, left: bool) -> str:
     return "yes" if code == "7" else "no"
 
 
-def _gaps(text: bytes) -> int:
-    """Return how many numbered lines are missing, by the pid that wrote them."""
-    said: dict[int, set[int]] = defaultdict(set)
+def _said(it: Tool, name: str) -> dict[int, int]:
+    """Return how many lines the worker says that it has written, by the pid that wrote them."""
+    return {int(path.suffix[1:]): int(path.read_text() or 0) for path in it.folder.glob(f"{name}.said.*")}
+
+
+def _lost(said: dict[int, int], text: bytes) -> int:
+    """Return how many of the lines are not in the log, wherever they are missing."""
+    found: dict[int, set[int]] = defaultdict(set)
     for number, pid in re.findall(rb"said (\d+) by (\d+)\n", text):
-        said[int(pid)].add(int(number))
-    return sum(max(numbers) + 1 - len(numbers) for numbers in said.values())
+        found[int(pid)].add(int(number))
+    return sum(len(set(range(lines)) - found[pid]) for pid, lines in said.items())
 
 
 def preload(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """The worker that every tool runs: what a job commonly imports, one line in a file when it is ready, then nothing.
 
 Run as a script for the tools that start programs; as `worker.py:Worker` for harnessd. `WORKER_FOLDER` holds the file
-`ready`; a file `NAME.exit` in it has the worker named `leaver` exit with the code that it contains.
+`ready`; a file `NAME.exit` in it has the worker named `leaver` exit with the code that it contains; the worker named
+`talker` keeps the number of lines that it has written in `NAME.said.PID`.
 """
 
 import argparse  # noqa: F401
@@ -37,7 +38,7 @@ def chatter(megabytes):
 
 
 def work(name, wait):
-    """Be ready, then wait; say a numbered line each time for the worker named `talker`."""
+    """Be ready, then wait; the worker named `talker` says a numbered line each time."""
     kind, _, amount = name.partition("-")
     if kind == "pandas":
         import pandas  # noqa: F401
@@ -45,12 +46,14 @@ def work(name, wait):
     if kind == "chatter":
         chatter(int(amount))
     told = Path(os.environ["WORKER_FOLDER"], f"{name}.exit")
+    said = os.open(told.with_suffix(f".said.{os.getpid()}"), os.O_WRONLY | os.O_CREAT) if kind == "talker" else -1
     number = 0
     while True:
         wait(0.05 if kind in ("talker", "leaver") else 1.0)
         if kind == "talker":
             os.write(1, b"said %d by %d\n" % (number, os.getpid()))
             number += 1
+            os.pwrite(said, b"%d" % number, 0)
         elif kind == "leaver" and told.exists() and (code := told.read_text()):
             told.unlink()
             return int(code)
