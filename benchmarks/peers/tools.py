@@ -95,8 +95,12 @@ class Tool(ABC):
         return None
 
     @abstractmethod
+    def log_files(self, worker: str) -> list[Path]:
+        """Return the files with the worker's output, the oldest first."""
+
     def logged(self, worker: str) -> bytes:
-        """Return all that is left of the worker's output, the oldest first."""
+        """Return all that is left of the worker's output."""
+        return b"".join(path.read_bytes() for path in self.log_files(worker) if path.is_file())
 
     def _ask(self, *argv: str) -> str:
         return subprocess.run(argv, cwd=self.folder, env=self.environment(), capture_output=True, text=True).stdout
@@ -148,10 +152,9 @@ class Harnessd(Tool):
         run = next(run for run in runs if run["pid"] == pid)
         return str(run["reason"] if run["exit_code"] is None else run["exit_code"])
 
-    def logged(self, worker: str) -> bytes:
+    def log_files(self, worker: str) -> list[Path]:
         folder = self.folder / "state" / "log"
-        rotated = sorted(folder.glob(f"{worker}.log.[0-9]*"))
-        return b"".join(path.read_bytes() for path in (*rotated, folder / f"{worker}.log") if path.is_file())
+        return [*sorted(folder.glob(f"{worker}.log.[0-9]*")), folder / f"{worker}.log"]
 
 
 class HarnessdExec(Harnessd):
@@ -229,10 +232,9 @@ class Supervisor(Tool):
         assert isinstance(info, dict)
         return str(info["exitstatus"])
 
-    def logged(self, worker: str) -> bytes:
+    def log_files(self, worker: str) -> list[Path]:
         folder = self.folder / "logs"
-        rotated = sorted(folder.glob(f"{worker}.*"), key=lambda path: -int(path.suffix[1:]))
-        return b"".join(path.read_bytes() for path in (*rotated, folder / worker))
+        return [*sorted(folder.glob(f"{worker}.*"), key=lambda path: -int(path.suffix[1:])), folder / worker]
 
 
 class Circus(Tool):
@@ -271,7 +273,7 @@ class Circus(Tool):
     def client_python(self) -> str:
         return str(self.tools / "venv" / "bin" / "python")
 
-    logged = Supervisor.logged
+    log_files = Supervisor.log_files
 
 
 class Pm2(Tool):
@@ -328,8 +330,8 @@ class Pm2(Tool):
         apps = json.loads(self._ask(str(self.find()), "jlist") or "[]")
         return next((str(app["pm2_env"].get("exit_code")) for app in apps if app["name"] == worker), None)
 
-    def logged(self, worker: str) -> bytes:
-        return (self.folder / "logs" / worker).read_bytes()
+    def log_files(self, worker: str) -> list[Path]:
+        return [self.folder / "logs" / worker]
 
 
 class Services(Tool):
@@ -359,9 +361,9 @@ class Services(Tool):
         found = self._ask("dpkg-query", "-W", "-f", "${Version}", self.name)
         return found or "unknown"
 
-    def logged(self, worker: str) -> bytes:
+    def log_files(self, worker: str) -> list[Path]:
         folder = self.folder / "logs" / worker
-        return b"".join(path.read_bytes() for path in (*sorted(folder.glob("@*")), folder / "current"))
+        return [*sorted(folder.glob("@*")), folder / "current"]
 
 
 class Runit(Services):

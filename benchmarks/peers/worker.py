@@ -7,7 +7,7 @@ Run as a script for the tools that start programs; as `worker.py:Worker` for har
 
 import argparse  # noqa: F401
 import asyncio  # noqa: F401
-import json  # noqa: F401
+import json
 import logging  # noqa: F401
 import os
 import subprocess  # noqa: F401
@@ -16,6 +16,9 @@ import time
 from pathlib import Path
 
 LINE_BYTES = 100
+LINES_A_MB = 1_000_000 // LINE_BYTES
+STEADY_S = 12
+STEADY_MB_A_SECOND = 15
 
 
 def announce(name):
@@ -27,14 +30,28 @@ def announce(name):
 
 
 def chatter(megabytes):
-    """Write so many MB in numbered lines to stdout, and how long that took into a file."""
+    """Write so many MB in numbered lines to stdout as fast as it goes, then some at a pace, as a tool may look at a log
+    by the second. Say in a file how long the first took and how many lines there are."""
     began = time.monotonic()
-    for first in range(0, megabytes * 10_000, 100):
-        block = b"".join(b"%0*d\n" % (LINE_BYTES - 1, number) for number in range(first, first + 100))
-        view = memoryview(block)
-        while view:
-            view = view[os.write(1, view) :]
-    Path(os.environ["WORKER_FOLDER"], "chattered").write_text(str(time.monotonic() - began))
+    for first in range(0, megabytes * LINES_A_MB, 100):
+        say(first)
+    spent_s, due = time.monotonic() - began, time.monotonic()
+    lines = megabytes * LINES_A_MB
+    for first in range(lines, lines + STEADY_S * STEADY_MB_A_SECOND * LINES_A_MB, 100):
+        say(first)
+        due += 100 / LINES_A_MB / STEADY_MB_A_SECOND
+        time.sleep(max(0.0, due - time.monotonic()))
+    lines += STEADY_S * STEADY_MB_A_SECOND * LINES_A_MB
+    part = Path(os.environ["WORKER_FOLDER"], "chattered.part")
+    part.write_text(json.dumps({"seconds": spent_s, "lines": lines}))
+    part.rename(part.with_suffix(""))
+
+
+def say(first):
+    """Write a hundred lines, numbered from the first on."""
+    view = memoryview(b"".join(b"%0*d\n" % (LINE_BYTES - 1, number) for number in range(first, first + 100)))
+    while view:
+        view = view[os.write(1, view) :]
 
 
 def work(name, wait):
