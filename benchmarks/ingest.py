@@ -21,6 +21,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from store import FIRST_RUN, RAW_ROWS, raw_s, raw_tables
+
 JOBS = '''
 import json, os, time
 from harnessd import Cradle
@@ -108,25 +110,13 @@ def stored_a_second(folder: Path, jobs: int, rate: int, seconds: float) -> tuple
 
 
 def raw_a_second(folder: Path, like: Path, rows: int) -> float:
-    """The same rows into the same table with its indexes, by sqlite3.executemany, 5,000 a commit."""
+    """Return how many of the same rows a second store.py's raw executemany writes, in the order in which they came."""
     with closing(sqlite3.connect(like)) as source:
-        made = [
-            sql for (sql,) in source.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'status' AND sql > ''")
-        ]
-        taken = source.execute("SELECT job_id, run_id, seq, at_us, status FROM status LIMIT ?", (rows,)).fetchall()
-    with closing(sqlite3.connect(folder / "raw.db")) as target:
-        target.execute("PRAGMA journal_mode = WAL")
-        target.execute("PRAGMA synchronous = NORMAL")
-        for sql in made:
-            target.execute(sql)
-        since = time.monotonic()
-        for start in range(0, len(taken), 5000):
-            with target:
-                target.executemany(
-                    "INSERT INTO status (job_id, run_id, seq, at_us, status) VALUES (?, ?, ?, ?, ?)",
-                    taken[start : start + 5000],
-                )
-        return len(taken) / (time.monotonic() - since)
+        taken = source.execute("SELECT run_id, seq, at_us, status FROM status LIMIT ?", (rows,)).fetchall()
+    run_of = {run: number for number, run in enumerate(sorted({run for run, *_ in taken}))}
+    made = [(run_of[run] + 1, FIRST_RUN + run_of[run], *rest) for run, *rest in taken]
+    with raw_tables(folder / "raw.db", len(run_of)) as connection:
+        return len(made) / sum(raw_s(connection, made[at : at + RAW_ROWS]) for at in range(0, len(made), RAW_ROWS))
 
 
 def visible_after_ms(folder: Path, samples: int = 60) -> list[float]:

@@ -2,9 +2,10 @@
 
     python benchmarks/store.py [seconds] [directory]
 
-Both write the same table with the same indexes, in the same directory, in turns, in this one run. "End to end" is all
-that the server does for a status: read the journals of 100 jobs in small pieces, validate, store with the offset of
-each journal in one transaction, and give the space in the journals back.
+Both write the same table with the same indexes, in the same directory, in turns of half a million rows each, until the
+seconds are spent on storing. "End to end" is all that the server does for a status: read the journals of 100 jobs in
+small pieces, validate, store with the offset of each journal in one transaction, and give the space in the journals
+back.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +27,41 @@ from harnessd.server.store import Store
 from harnessd.server.tape import Tape
 
 JOBS = 100
-LINES_A_JOURNAL = 10_000  # written at once, read, written again
+LINES_A_JOURNAL = 5_000  # written at once, read, written again: a turn
+RAW_ROWS = 20_000  # a transaction
 PIECE_BYTES = 32 << 10
 FIRST_RUN = 1_700_000_000_000
 ROW = "INSERT INTO status (job_id, run_id, seq, at_us, status) VALUES (?, ?, ?, ?, ?)"
 
 
+Row = tuple[int, int, int, int, str]
+
+
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as name:
-        folder = Path(name)
-        raw = raw_rate(folder / "raw.db", seconds)
-        stored, latency_ms = end_to_end_rate(folder / "store.db", seconds)
+        raw, stored, latency_ms = rates(Path(name), seconds)
     print(f"raw executemany, one thread         {raw:10,.0f} rows/s")
     print(f"journals to committed, end to end   {stored:10,.0f} rows/s   {stored / raw:.2f} of raw")
     print(f"put to committed, idle store        {latency_ms:10.2f} ms   median of 200")
+
+
+def rates(folder: Path, seconds: float) -> tuple[float, float, float]:
+    """Return rows a second raw and end to end, and the median of milliseconds from a put to its commit."""
+    seqs, raw_spent, spent = 0, 0.0, 0.0
+    store = prepare(folder / "store.db")
+    with raw_tables(folder / "raw.db") as connection, journals() as tapes:
+        while spent < seconds:
+            for seq in range(seqs, seqs + LINES_A_JOURNAL, RAW_ROWS // JOBS):
+                raw_spent += raw_s(connection, made(seq))
+            spent += stored_s(store, tapes, seqs)
+            seqs += LINES_A_JOURNAL
+    rows = seqs * JOBS
+    with store.readers.connect() as reader:
+        assert reader.exec_driver_sql("SELECT count(*) FROM status").scalar() == rows
+    latency_ms = commit_latency_ms(store)
+    store.close()
+    return rows / raw_spent, rows / spent, latency_ms
 
 
 def line(seq: int, now: float) -> tuple[str, str]:
@@ -47,61 +69,62 @@ def line(seq: int, now: float) -> tuple[str, str]:
     return status, f'{{"seq":{seq},"t":{now:.6f},"status":{status}}}\n'
 
 
-def raw_rate(path: Path, seconds: float) -> float:
-    """Return rows a second of what the tables allow: rows made beforehand, transactions of 20,000."""
-    prepare(path).close()
-    seqs, rows_done, spent = 0, 0, 0.0
+@contextmanager
+def raw_tables(path: Path, jobs: int = JOBS) -> Iterator[sqlite3.Connection]:
+    """Give a connection like the store's own to tables like the store's own, with a run for each job."""
+    prepare(path, jobs).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for pragma in ("synchronous = normal", "foreign_keys = on", "cache_size = -32768", "wal_autocheckpoint = 1000"):
             connection.execute(f"PRAGMA {pragma}")
-        while spent < seconds:
-            now = time.time()
-            rows = [
-                (job + 1, FIRST_RUN + job, seqs + number, int(now * 1e6), line(seqs + number, now)[0])
-                for job in range(JOBS)
-                for number in range(200)
-            ]
-            seqs += 200
-            began = time.perf_counter()
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(ROW, rows)
-            connection.execute("COMMIT")
-            spent += time.perf_counter() - began
-            rows_done += len(rows)
-    return rows_done / spent
+        yield connection
 
 
-def end_to_end_rate(path: Path, seconds: float) -> tuple[float, float]:
-    """Return rows a second and the median of milliseconds from a put to its commit."""
-    store = prepare(path)
-    journals = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    paths = [journals / str(FIRST_RUN + job) for job in range(JOBS)]
-    for journal in paths:
-        journal.touch()
-    tapes = [Tape(journal, FIRST_RUN + job) for job, journal in enumerate(paths)]
-    seqs, rows, spent = 0, 0, 0.0
-    while spent < seconds:
-        now = time.time()
-        text = "".join(line(seqs + number, now)[1] for number in range(LINES_A_JOURNAL))
-        seqs += LINES_A_JOURNAL
-        for journal in paths:
-            with journal.open("a") as file:
-                file.write(text)
-        began = time.perf_counter()
-        rows += consume(store, tapes)
-        spent += time.perf_counter() - began
-    with store.readers.connect() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM status").scalar() == rows == seqs * JOBS
-    latency_ms = commit_latency_ms(store)
-    store.close()
-    for tape, journal in zip(tapes, paths, strict=True):
-        tape.close()
-        journal.unlink()
-    journals.rmdir()
-    return rows / spent, latency_ms
+def raw_s(connection: sqlite3.Connection, rows: Sequence[Row]) -> float:
+    """Return the seconds that the rows take at best: all in one transaction, made beforehand."""
+    began = time.perf_counter()
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(ROW, rows)
+    connection.execute("COMMIT")
+    return time.perf_counter() - began
 
 
-def consume(store: Store, tapes: list[Tape]) -> int:
+def made(seq: int) -> list[Row]:
+    """Return the rows of a transaction: of each job so many from that number on."""
+    now = time.time()
+    return [
+        (job + 1, FIRST_RUN + job, number, int(now * 1e6), line(number, now)[0])
+        for job in range(JOBS)
+        for number in range(seq, seq + RAW_ROWS // JOBS)
+    ]
+
+
+@contextmanager
+def journals() -> Iterator[dict[Path, Tape]]:
+    """Give the readers of an empty journal for each job."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
+        tapes = {}
+        for run in range(FIRST_RUN, FIRST_RUN + JOBS):
+            path = Path(name, str(run))
+            path.touch()
+            tapes[path] = Tape(path, run)
+        yield tapes
+        for tape in tapes.values():
+            tape.close()
+
+
+def stored_s(store: Store, tapes: dict[Path, Tape], seq: int) -> float:
+    """Return the seconds from journals with lines from that number on until all are committed."""
+    now = time.time()
+    text = "".join(line(number, now)[1] for number in range(seq, seq + LINES_A_JOURNAL))
+    for path in tapes:
+        with path.open("a") as file:
+            file.write(text)
+    began = time.perf_counter()
+    assert consume(store, tapes.values()) == LINES_A_JOURNAL * JOBS
+    return time.perf_counter() - began
+
+
+def consume(store: Store, tapes: Iterable[Tape]) -> int:
     """Read all journals to their ends; return the number of lines when every one is committed."""
     rows, unread, unstored = 0, deque(tapes), deque[Future[None]]()
     while unread:
@@ -139,9 +162,9 @@ def job_row(number: int) -> JobRow:
     return JobRow(f"job-{number}", "{}", "", "up", "running", 0)
 
 
-def prepare(path: Path) -> Store:
+def prepare(path: Path, jobs: int = JOBS) -> Store:
     store = Store.open(path)
-    for number in range(JOBS):
+    for number in range(jobs):
         store.put(job_row(number))
         store.put(RunStarted(FIRST_RUN + number, f"job-{number}", 1, 1, 1, "", 0, ""))
     store.flush().result()
