@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.request import Request, urlopen
 
 import host
@@ -81,7 +82,7 @@ def daemon_pids(tool: Tool) -> set[int]:
 def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     print(f"### {title}\n\n| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for line in lines:
-        print(f"| {' | '.join(line)} |")
+        print(f"| {' | '.join([*line, *[''] * (len(columns) + 1 - len(line))])} |")
     print(flush=True)
 
 
@@ -109,22 +110,32 @@ def shown(cells: dict[str, list[Cell]], unit: str, digits: int) -> list[list[str
     return lines
 
 
+Found = TypeVar("Found")
+
+
 def in_turns(
-    running: Running, tools: Sequence[type[Tool]], turns: int, one: Callable[[Tool], float]
-) -> dict[str, Cell]:
-    """Return the median of each tool; the tools take turns."""
-    found: dict[str, list[float]] = defaultdict(list)
+    running: Running, tools: Sequence[type[Tool]], turns: int, one: Callable[[Tool], Found]
+) -> dict[str, list[Found] | str]:
+    """Return what each tool's turns have found, or why it cannot; the tools take turns."""
+    found: dict[str, list[Found]] = {tool.name: [] for tool in tools}
     failed: dict[str, str] = {}
     for _ in range(turns):
         for tool in tools:
-            if tool.name in failed:
-                continue
-            try:
-                with running(tool) as it:
-                    found[tool.name].append(one(it))
-            except (TimeoutError, LookupError, OSError, subprocess.SubprocessError) as error:
-                failed[tool.name] = f"failed: {str(error)[:60]}"
-    return {t.name: failed[t.name] if t.name in failed else statistics.median(found[t.name]) for t in tools}
+            if tool.name not in failed:
+                try:
+                    with running(tool) as it:
+                        found[tool.name].append(one(it))
+                except Exception as error:  # whatever it is, the others are measured and its cell says why
+                    failed[tool.name] = f"failed: {_why(error)}"
+    return found | failed
+
+
+def medians(found: dict[str, list[list[float]] | str]) -> dict[str, list[Cell]]:
+    """Return the median of each figure."""
+    return {
+        name: [of] if isinstance(of, str) else [statistics.median(figures) for figures in zip(*of, strict=True)]
+        for name, of in found.items()
+    }
 
 
 def _why(error: Exception) -> str:
@@ -143,44 +154,44 @@ def startup(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     cells: dict[str, list[Cell]] = defaultdict(list)
     for count in plan.jobs:
         turns = plan.turns if count <= 100 else 1
-        for name, cell in in_turns(running, plain(tools), turns, partial(_started, count)).items():
-            cells[name].append(cell)
+        for name, found in medians(in_turns(running, plain(tools), turns, partial(_started, count))).items():
+            cells[name] += found
     table("From the command to all ready", [f"{count} jobs" for count in plan.jobs], shown(cells, " s", 2))
 
 
-def _started(count: int, it: Tool) -> float:
-    return start(it, named(count))
+def _started(count: int, it: Tool) -> list[float]:
+    return [start(it, named(count))]
 
 
 def memory(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
-    """PSS and idle CPU of the same start, with 100 jobs."""
+    """PSS and idle CPU of the same start, with 100 jobs; once, as it takes a minute."""
     count = 100
-    cells: dict[str, list[Cell]] = {}
-    idle: dict[str, list[Cell]] = {}
-    for tool in plain(tools):
-        with running(tool) as it:
-            start(it, named(count))
-            time.sleep(SETTLE_S)
-            daemon, workers = daemon_pids(it), worker_pids(it)
-            ours, theirs = host.pss_bytes(daemon) / 1e6, host.pss_bytes(workers) / 1e6
-            cells[tool.name] = [ours, theirs / count, ours + theirs]
-            before = host.cpu_s(daemon)
-            time.sleep(plan.idle_s)
-            idle[tool.name] = [100 * (host.cpu_s(daemon) - before) / plan.idle_s]
-    table(f"Memory with {count} idle jobs (PSS)", ["daemon", "a job", "all"], shown(cells, " MB", 2))
+
+    def one(it: Tool) -> list[float]:
+        start(it, named(count))
+        time.sleep(SETTLE_S)
+        daemon, workers = daemon_pids(it), worker_pids(it)
+        ours, theirs = host.pss_bytes(daemon) / 1e6, host.pss_bytes(workers) / 1e6
+        before = host.cpu_s(daemon)
+        time.sleep(plan.idle_s)
+        return [ours, theirs / count, ours + theirs, 100 * (host.cpu_s(daemon) - before) / plan.idle_s]
+
+    cells = medians(in_turns(running, plain(tools), 1, one))
+    sizes, idle = ({name: each[part] for name, each in cells.items()} for part in (slice(3), slice(-1, None)))
+    table(f"Memory with {count} idle jobs (PSS)", ["daemon", "a job", "all"], shown(sizes, " MB", 2))
     table(f"CPU of the daemon in {plan.idle_s:g} idle seconds with {count} jobs", ["of a core"], shown(idle, " %", 2))
 
 
 def crash(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
-    def one(it: Tool) -> float:
+    def one(it: Tool) -> list[float]:
         start(it, named(10))
         times = []
-        for name in named(10)[: 2 + plan.turns]:
+        for name in named(5):
             time.sleep(2.5)  # up for long enough to count as up with each of them
             times.append(_killed(it, name))
-        return 1000 * statistics.median(times)
+        return [1000 * statistics.median(times)]
 
-    cells = {name: [cell] for name, cell in in_turns(running, plain(tools), 1, one).items()}
+    cells = medians(in_turns(running, plain(tools), plan.turns, one))
     table("SIGKILL of a job to ready again", ["median"], shown(cells, " ms", 1))
 
 
@@ -194,38 +205,37 @@ def _killed(it: Tool, name: str) -> float:
 
 
 def stop(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
-    def one(it: Tool) -> float:
+    def one(it: Tool) -> list[float]:
         start(it, named(100))
         time.sleep(SETTLE_S)
         workers = worker_pids(it)
         began = time.monotonic()
         it.stop()
         host.wait_for(lambda: not any(map(host.alive, workers)), 120, "all stopped", 0.01)
-        return time.monotonic() - began
+        return [time.monotonic() - began]
 
-    cells = {name: [cell] for name, cell in in_turns(running, plain(tools), plan.turns, one).items()}
+    cells = medians(in_turns(running, plain(tools), plan.turns, one))
     table("Stop of 100 jobs and the daemon", ["to nothing left"], shown(cells, " s", 2))
 
 
 def status(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     columns = ["p50, 1 client", "p99, 1 client", "p50, 16 clients", "p99, 16 clients"]
-    cells: dict[str, list[Cell]] = {}
-    rates: dict[str, list[Cell]] = {}
-    for tool in plain(tools):
-        if tool.asked_by is None:
-            cells[tool.name] = ["no query"] * 4
-            continue
-        with running(tool) as it:
-            start(it, named(10))
-            time.sleep(SETTLE_S)
-            cells[tool.name], rates[tool.name] = [], []
-            for clients in (1, 16):
-                answer = _asked(it, clients)
-                times = answer["times"]
-                cells[tool.name] += [1000 * times[len(times) // 2], 1000 * times[int(len(times) * 0.99)]]
-                rates[tool.name].append(len(times) / answer["seconds"])
-    table("Asking for the status of a job (pm2, runit, s6: by their program)", columns, shown(cells, " ms", 2))
+
+    def one(it: Tool) -> list[float]:
+        start(it, named(10))
+        time.sleep(SETTLE_S)
+        alone, many = _asked(it, 1), _asked(it, 16)
+        figures = [figure for answer in (alone, many) for figure in _p50_p99_ms(answer["times"])]
+        return figures + [len(answer["times"]) / answer["seconds"] for answer in (alone, many)]
+
+    cells = medians(in_turns(running, plain(tools), plan.turns, one))
+    times, rates = ({name: each[part] for name, each in cells.items()} for part in (slice(4), slice(-2, None)))
+    table("Asking for the status of a job (pm2, runit, s6: by their program)", columns, shown(times, " ms", 2))
     table("The same, answers a second", ["1 client", "16 clients"], shown(rates, "", 0))
+
+
+def _p50_p99_ms(times: Sequence[float]) -> tuple[float, float]:
+    return 1000 * times[len(times) // 2], 1000 * times[int(len(times) * 0.99)]
 
 
 def _asked(it: Tool, clients: int) -> dict[str, Any]:
@@ -235,17 +245,19 @@ def _asked(it: Tool, clients: int) -> dict[str, Any]:
 
 
 def logs(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
-    cells: dict[str, list[Cell]] = {}
+    """Medians, and the bytes that were lost in all turns together."""
+    found = in_turns(running, plain(tools), plan.turns, _logged)
+    cells = medians(found)
     for tool in plain(tools):
-        with running(tool) as it:
-            rate, rotated, lost = _logged(it)
-            cells[tool.name] = [rate, f"{rotated}", f"{lost:,}" + (f"; {it.log_note}" if it.log_note else "")]
+        if not isinstance(turns := found[tool.name], str):
+            lost = f"{sum(turn[2] for turn in turns):,}" + (f"; {tool.log_note}" if tool.log_note else "")
+            cells[tool.name][1:] = [f"{cells[tool.name][1]:.0f}", lost]
     after = f"then {STEADY_MB_A_SECOND} MB/s for {STEADY_S} s"
     title = f"One job writes {CHATTER_MB} MB as fast as it goes, {after}, rotated every {LOG_BYTES // 1_000_000} MB"
     table(title, ["MB/s at first", "rotations", "bytes lost"], shown(cells, "", 1))
 
 
-def _logged(it: Tool) -> tuple[float, int, int]:
+def _logged(it: Tool) -> list[float]:
     """Return MB a second of the first part, and the rotations and lost bytes of all of it."""
     worker = f"chatter-{CHATTER_MB}"
     start(it, [worker])
@@ -257,16 +269,14 @@ def _logged(it: Tool) -> tuple[float, int, int]:
     there = bytearray(said["lines"])
     for line in re.finditer(rb"^\d{99}$", it.logged(worker), re.MULTILINE):
         there[int(line[0])] = 1
-    return CHATTER_MB / said["seconds"], len(it.log_files(worker)) - 1, there.count(0) * LINE_BYTES
+    return [CHATTER_MB / said["seconds"], len(it.log_files(worker)) - 1, there.count(0) * LINE_BYTES]
 
 
 def survival(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     """SIGKILL of the daemon, and what its user finds afterwards of jobs that write and of those that do not."""
     columns = ["writing jobs undisturbed", "quiet ones", "running twice", "orphaned", "exit meanwhile known"]
-    lines = []
-    for tool in tools:
-        with running(tool) as it:
-            lines.append([tool.name, *_survived(it)])
+    found = in_turns(running, tools, 1, _survived)
+    lines = [[name, *([each] if isinstance(each, str) else each[0])] for name, each in found.items()]
     table("The daemon is killed with SIGKILL and started again", [*columns, "log lines lost"], lines)
 
 
@@ -346,14 +356,18 @@ def preload(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
         name = "harnessd"
         preload = ("numpy", "pandas")
 
-    def one(it: Tool) -> float:
+    def one(it: Tool) -> list[float]:
         start(it, ["pandas-000"])
         time.sleep(4)
-        return 1000 * _killed(it, "pandas-000")  # once: a job that fails again and again waits longer with most tools
+        return [1000 * _killed(it, "pandas-000")]
 
+    title = "SIGKILL of a job that imports numpy and pandas to ready again (harnessd: preloaded)"
+    if missing := [name for name in Preloaded.preload if find_spec(name) is None]:
+        print(f"### {title}\n\ncannot: {missing[0]} is not installed\n", flush=True)
+        return
     others = [tool for tool in plain(tools) if tool is not Harnessd]
-    cells = {name: [cell] for name, cell in in_turns(running, [Preloaded, *others], 1, one).items()}
-    table("The same for a job that imports numpy and pandas (harnessd: preloaded)", ["median"], shown(cells, " ms", 1))
+    cells = medians(in_turns(running, [Preloaded, *others], plan.turns, one))
+    table(title, ["median"], shown(cells, " ms", 1))
 
 
 def growth(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
@@ -361,21 +375,23 @@ def growth(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     columns = ["hb p50, ms", "hb p99, ms", "daemon's idle CPU, % of a core", "daemon's PSS, MB", "reload, ms"]
     lines = []
     for count in GROWTH:
-        with running(Harnessd) as it:
-            start(it, named(count))
-            time.sleep(SETTLE_S)
-            times = _asked(it, 1)["times"]
-            daemon = daemon_pids(it)
-            before = host.cpu_s(daemon)
-            time.sleep(plan.idle_s)
-            idle = 100 * (host.cpu_s(daemon) - before) / plan.idle_s
-            began = time.monotonic()
-            urlopen(Request(f"http://127.0.0.1:{PORT}/reload", method="POST")).read()
-            reloaded = time.monotonic() - began
-            p50, p99 = 1000 * times[len(times) // 2], 1000 * times[int(len(times) * 0.99)]
-            figures = (p50, p99, idle, host.pss_bytes(daemon) / 1e6, 1000 * reloaded)
-            lines.append([f"{count} jobs", *(f"{figure:.2f}" for figure in figures)])
+        figures = medians(in_turns(running, [Harnessd], 1, partial(_grown, count, plan.idle_s)))["harnessd"]
+        lines.append([f"{count} jobs", *(each if isinstance(each, str) else f"{each:.2f}" for each in figures)])
     table("How harnessd's own costs grow with the jobs", columns, lines)
+
+
+def _grown(count: int, idle_s: float, it: Tool) -> list[float]:
+    start(it, named(count))
+    time.sleep(SETTLE_S)
+    hb = _p50_p99_ms(_asked(it, 1)["times"])
+    daemon = daemon_pids(it)
+    before = host.cpu_s(daemon)
+    time.sleep(idle_s)
+    idle = 100 * (host.cpu_s(daemon) - before) / idle_s
+    began = time.monotonic()
+    urlopen(Request(f"http://127.0.0.1:{PORT}/reload", method="POST")).read()
+    reloaded_ms = 1000 * (time.monotonic() - began)
+    return [*hb, idle, host.pss_bytes(daemon) / 1e6, reloaded_ms]
 
 
 ROWS: dict[str, Callable[[Running, Sequence[type[Tool]], Plan], None]] = {
