@@ -16,8 +16,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	for program in benchmarks/*.py benchmarks/peers; do $(BIN)/python $$program || exit 1; done
+bench: $(READY)-to-bench
+	failed=; for program in benchmarks/*.py benchmarks/peers; do $(BIN)/python $$program || failed="$$failed $$program"; \
+		done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos
@@ -30,6 +31,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable ".[postgresql,stack]" hypothesis mypy pytest pytest-timeout pytest-xdist ruff schemathesis
 	touch $(READY)
+
+# What the peers' worker imports in one row.
+$(READY)-to-bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt numpy pandas
+	touch $@
 
 clean:
 	rm -rf .venv state
