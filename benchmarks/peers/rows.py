@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.request import Request, urlopen
 
 import host
-from tools import LOG_BYTES, PORT, WORKER, Harnessd, Tool
+from tools import LOG_BYTES, PORT, WORKER, BareFork, Harnessd, HarnessdProgram, Tool
 from worker import LINE_BYTES, STEADY_MB_A_SECOND, STEADY_S
 
 Running = Callable[[type[Tool]], AbstractContextManager[Tool]]
@@ -154,7 +154,9 @@ def startup(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     cells: dict[str, list[Cell]] = defaultdict(list)
     for count in plan.jobs:
         turns = plan.turns if count <= 100 else 1
-        for name, found in medians(in_turns(running, plain(tools), turns, partial(_started, count))).items():
+        for name, found in medians(
+            in_turns(running, [*plain(tools), BareFork], turns, partial(_started, count))
+        ).items():
             cells[name] += found
     table("From the command to all ready", [f"{count} jobs" for count in plan.jobs], shown(cells, " s", 2))
 
@@ -191,7 +193,7 @@ def crash(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
             times.append(_killed(it, name))
         return [1000 * statistics.median(times)]
 
-    cells = medians(in_turns(running, plain(tools), plan.turns, one))
+    cells = medians(in_turns(running, [*plain(tools), BareFork], plan.turns, one))
     table("SIGKILL of a job to ready again", ["median"], shown(cells, " ms", 1))
 
 
@@ -228,7 +230,8 @@ def status(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
         figures = [figure for answer in (alone, many) for figure in _p50_p99_ms(answer["times"])]
         return figures + [len(answer["times"]) / answer["seconds"] for answer in (alone, many)]
 
-    cells = medians(in_turns(running, plain(tools), plan.turns, one))
+    ours = [HarnessdProgram] if Harnessd in tools else []
+    cells = medians(in_turns(running, [*plain(tools), *ours], plan.turns, one))
     times, rates = ({name: each[part] for name, each in cells.items()} for part in (slice(4), slice(-2, None)))
     table("Asking for the status of a job (pm2, runit, s6: by their program)", columns, shown(times, " ms", 2))
     table("The same, answers a second", ["1 client", "16 clients"], shown(rates, "", 0))

@@ -69,19 +69,25 @@ ASKERS = {"http": http_asker, "xmlrpc": xmlrpc_asker, "zmq": zmq_asker, "program
 
 def main(protocol, clients, seconds, address):
     times = []
-    stop_at = time.monotonic() + float(seconds)
+    warm = threading.Barrier(int(clients) + 1)
 
     def client():
         ask = ASKERS[protocol](address)
         ask()
-        while (began := time.monotonic()) < stop_at:
+        warm.wait(60)
+        now = time.monotonic()
+        stop_at = now + float(seconds)
+        while now < stop_at:
+            began = now
             ask()
-            times.append(time.monotonic() - began)
+            now = time.monotonic()
+            times.append(now - began)
 
     threads = [threading.Thread(target=client) for _ in range(int(clients))]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
+    warm.wait(60)
+    began = time.monotonic()
     for thread in threads:
         thread.join()
     json.dump({"times": sorted(times), "seconds": time.monotonic() - began}, sys.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from host import VARIABLE, processes
+from host import VARIABLE, end_all, processes
 
 WORKER = Path(__file__).with_name("worker.py")
+JOB = WORKER.with_name("job.py")
 PORT = 23790
 LOG_BYTES = 10_000_000
 LOG_FILES = 50
@@ -33,7 +35,7 @@ class Tool(ABC):
     def __init__(self, tools: Path, folder: Path) -> None:
         self.tools = tools
         self.folder = folder
-        self.token = f"{self.name}-{os.getpid()}"
+        self.token = "-".join([*re.findall(r"\w+", self.name), str(os.getpid())])
         self._root: subprocess.Popen[bytes] | None = None
 
     def find(self) -> str | None:
@@ -130,7 +132,7 @@ class Harnessd(Tool):
 
     def job(self, worker: str) -> str:
         rotation = f"log = {{max_bytes = {LOG_BYTES}, keep = {LOG_FILES}, compress = false}}"
-        return f'entrypoint = "{WORKER}:Worker"\nargs = ["{worker}"]\nrestart = "always"\n{rotation}\n'
+        return f'entrypoint = "{JOB}:Worker"\nargs = ["{worker}"]\nrestart = "always"\n{rotation}\n'
 
     def argv(self) -> list[str]:
         return [str(self.find()), "serve", "config"]
@@ -162,13 +164,9 @@ class HarnessdExec(Harnessd):
 
     name = "harnessd (command)"
 
-    def __init__(self, tools: Path, folder: Path) -> None:
-        super().__init__(tools, folder)
-        self.token = f"harnessd-command-{os.getpid()}"
-
     def job(self, worker: str) -> str:
         argv = json.dumps([sys.executable, str(WORKER), worker])
-        return super().job(worker).replace(f'entrypoint = "{WORKER}:Worker"\nargs = ["{worker}"]', f"command = {argv}")
+        return super().job(worker).replace(f'entrypoint = "{JOB}:Worker"\nargs = ["{worker}"]', f"command = {argv}")
 
 
 class HarnessdKeeper(Harnessd):
@@ -176,15 +174,21 @@ class HarnessdKeeper(Harnessd):
 
     name = "harnessd (keeper)"
 
-    def __init__(self, tools: Path, folder: Path) -> None:
-        super().__init__(tools, folder)
-        self.token = f"harnessd-keeper-{os.getpid()}"
-
     def crash(self) -> None:
         Tool.crash(self)
 
     def recover(self) -> None:
         self.start()
+
+
+class HarnessdProgram(Harnessd):
+    """Asked by its own program, a process for each question, as pm2, runit and s6 are."""
+
+    name = "harnessd (its own program)"
+    asked_by = "program"
+
+    def address(self, worker: str) -> str:
+        return f"{self.find()} --url http://127.0.0.1:{PORT} hb {worker}"
 
 
 class Supervisor(Tool):
@@ -404,6 +408,28 @@ class S6(Services):
     def exit_code(self, worker: str, pid: int) -> str | None:
         deaths = self._ask("s6-svdt", f"{self.folder}/services/{worker}").split()
         return deaths[-1] if deaths else None
+
+
+class BareFork(Tool):
+    """The limit of what forks: a process that has imported the worker, forks it, and forks it again when it ends."""
+
+    name = "bare fork"
+    program = sys.executable
+
+    def version(self) -> str:
+        return ""
+
+    def write(self, workers: Iterable[str]) -> None:
+        self.workers = list(workers)
+
+    def argv(self) -> list[str]:
+        return [self.program, str(WORKER.with_name("fork.py")), *self.workers]
+
+    def stop(self) -> None:
+        end_all(self.token)
+
+    def log_files(self, worker: str) -> list[Path]:
+        return []
 
 
 TOOLS: tuple[type[Tool], ...] = (Harnessd, HarnessdExec, HarnessdKeeper, Supervisor, Circus, Pm2, Runit, S6)

@@ -1,8 +1,8 @@
 """The worker that every tool runs: what a job commonly imports, one line in a file when it is ready, then nothing.
 
-Run as a script for the tools that start programs; as `worker.py:Worker` for harnessd. `WORKER_FOLDER` holds the file
-`ready`; a file `NAME.exit` in it has the worker named `leaver` exit with the code that it contains; the worker named
-`talker` keeps the number of lines that it has written in `NAME.said.PID`.
+Run as a script for the tools that start programs; by `job.py` for harnessd, by `fork.py` as a limit. `WORKER_FOLDER`
+holds the file `ready`; a file `NAME.exit` in it has the worker named `leaver` exit with the code that it contains; the
+worker named `talker` keeps the number of lines that it has written in `NAME.said.PID`.
 """
 
 import argparse  # noqa: F401
@@ -78,10 +78,3 @@ def work(name, wait):
 
 if __name__ == "__main__":
     sys.exit(work(sys.argv[1], time.sleep))
-
-from harnessd import Cradle  # noqa: E402  # not for the programs above, which would pay for it
-
-
-class Worker(Cradle):
-    def run(self, name):
-        return work(name, lambda seconds: self.get_msg(timeout=seconds))
