@@ -1,6 +1,7 @@
 """A page of 100 rows out of millions, and the status as of a moment: over HTTP and in the database alone.
 
-    python benchmarks/history.py [--rows 10000000] [--jobs 100] [--folder DIR] [--asked 200]
+    python benchmarks/history.py [--rows 1000,10000,100000,1000000] [--large] [--jobs 100] [--folder DIR]
+                                 [--asked 200]
 
 The database is made by the store's own tables with plain SQL, as storing ten millions through the store would take
 minutes; a folder that has one already is used as it is. The server is the real one, in a process of its own, and each
@@ -45,20 +46,22 @@ SHOWN = ("p50", "p95", "worst")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", default="1000,10000,100000,1000000", help="sizes of databases, by commas")
+    parser.add_argument("--large", action="store_true", help="ten million rows as well")
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--asked", type=int, default=200, help="requests of each kind")
-    parser.add_argument("--folder", type=Path, help="where the database is kept for another time")
+    parser.add_argument("--folder", type=Path, help="where the databases are kept for another time")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        path = (given.folder or Path(name)) / f"history-{given.rows}-{given.jobs}.db"
-        if not path.exists():
-            began = time.perf_counter()
-            fill(path, given.rows, given.jobs)
-            print(f"{given.rows:,} rows of {given.jobs} jobs made in {time.perf_counter() - began:.0f} s")
-        size_mb = path.stat().st_size / 1e6
-        print(f"{given.rows:,} statuses of {given.jobs} jobs, {size_mb:,.0f} MB\n")
-        measure(path, given.rows // given.jobs, given.jobs, given.asked)
+    for rows in [int(each) for each in given.rows.split(",")] + [10_000_000] * given.large:
+        with tempfile.TemporaryDirectory() as name:
+            path = (given.folder or Path(name)) / f"history-{rows}-{given.jobs}.db"
+            if not path.exists():
+                began = time.perf_counter()
+                fill(path, rows, given.jobs)
+                print(f"{rows:,} rows of {given.jobs} jobs made in {time.perf_counter() - began:.0f} s")
+            print(f"{rows:,} statuses of {given.jobs} jobs, {path.stat().st_size / 1e6:,.0f} MB\n")
+            measure(path, rows // given.jobs, given.jobs, given.asked)
+        print(flush=True)
 
 
 def fill(path: Path, rows: int, jobs: int) -> None:

@@ -1,18 +1,18 @@
 """Statuses stored a second, from journals to committed rows, beside raw `sqlite3.executemany` of the same rows.
 
-    python benchmarks/store.py [seconds] [directory]
+    python benchmarks/store.py [--seconds 10] [--stored 0,1000000] [--folder DIR]
 
-Both write the same table with the same indexes, in the same directory, in turns of half a million rows each, until the
-seconds are spent on storing. "End to end" is all that the server does for a status: read the journals of 100 jobs in
-small pieces, validate, store with the offset of each journal in one transaction, and give the space in the journals
-back.
+Both begin with so many rows stored already and write the same table with the same indexes, in the same directory, in
+turns of half a million rows each, until the seconds are spent on storing. "End to end" is all that the server does for
+a status: read the journals of 100 jobs in small pieces, validate, store with the offset of each journal in one
+transaction, and give the space in the journals back.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sqlite3
-import sys
 import tempfile
 import time
 from collections import deque
@@ -22,6 +22,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from history import fill
+
 from harnessd.server.records import JobRow, RunStarted
 from harnessd.server.store import Store
 from harnessd.server.tape import Tape
@@ -30,7 +32,7 @@ JOBS = 100
 LINES_A_JOURNAL = 5_000  # written at once, read, written again: a turn
 RAW_ROWS = 20_000  # a transaction
 PIECE_BYTES = 32 << 10
-FIRST_RUN = 1_700_000_000_000
+FIRST_RUN = 1_800_000_000_000  # after those of history.py
 ROW = "INSERT INTO status (job_id, run_id, seq, at_us, status) VALUES (?, ?, ?, ?, ?)"
 
 
@@ -38,17 +40,25 @@ Row = tuple[int, int, int, int, str]
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as name:
-        raw, stored, latency_ms = rates(Path(name), seconds)
-    print(f"raw executemany, one thread         {raw:10,.0f} rows/s")
-    print(f"journals to committed, end to end   {stored:10,.0f} rows/s   {stored / raw:.2f} of raw")
-    print(f"put to committed, idle store        {latency_ms:10.2f} ms   median of 200")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--stored", default="0,1000000", help="rows that there are before, by commas")
+    parser.add_argument("--folder", type=Path, help="where the databases are made")
+    given = parser.parse_args()
+    for before in map(int, given.stored.split(",")):
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            raw, stored, latency_ms = rates(Path(name), given.seconds, before)
+        print(f"beside {before:,} rows")
+        print(f"raw executemany, one thread         {raw:10,.0f} rows/s")
+        print(f"journals to committed, end to end   {stored:10,.0f} rows/s   {stored / raw:.2f} of raw")
+        print(f"put to committed, idle store        {latency_ms:10.2f} ms   median of 200\n", flush=True)
 
 
-def rates(folder: Path, seconds: float) -> tuple[float, float, float]:
+def rates(folder: Path, seconds: float, before: int) -> tuple[float, float, float]:
     """Return rows a second raw and end to end, and the median of milliseconds from a put to its commit."""
     seqs, raw_spent, spent = 0, 0.0, 0.0
+    for name in ("raw.db", "store.db"):
+        fill(folder / name, before, JOBS)
     store = prepare(folder / "store.db")
     with raw_tables(folder / "raw.db") as connection, journals() as tapes:
         while spent < seconds:
@@ -58,7 +68,8 @@ def rates(folder: Path, seconds: float) -> tuple[float, float, float]:
             seqs += LINES_A_JOURNAL
     rows = seqs * JOBS
     with store.readers.connect() as reader:
-        assert reader.exec_driver_sql("SELECT count(*) FROM status").scalar() == rows
+        found = reader.exec_driver_sql(f"SELECT count(*) FROM status WHERE run_id >= {FIRST_RUN}").scalar()
+        assert found == rows, f"{found} of {rows} are stored"
     latency_ms = commit_latency_ms(store)
     store.close()
     return rows / raw_spent, rows / spent, latency_ms
