@@ -69,25 +69,23 @@ ASKERS = {"http": http_asker, "xmlrpc": xmlrpc_asker, "zmq": zmq_asker, "program
 
 def main(protocol, clients, seconds, address):
     times = []
-    warm = threading.Barrier(int(clients) + 1)
-
-    def client():
-        ask = ASKERS[protocol](address)
+    askers = [ASKERS[protocol](address) for _ in range(int(clients))]
+    for ask in askers:
         ask()
-        warm.wait(60)
+    began = time.monotonic()
+    stop_at = began + float(seconds)
+
+    def client(ask):
         now = time.monotonic()
-        stop_at = now + float(seconds)
         while now < stop_at:
-            began = now
+            since = now
             ask()
             now = time.monotonic()
-            times.append(now - began)
+            times.append(now - since)
 
-    threads = [threading.Thread(target=client) for _ in range(int(clients))]
+    threads = [threading.Thread(target=client, args=(ask,)) for ask in askers]
     for thread in threads:
         thread.start()
-    warm.wait(60)
-    began = time.monotonic()
     for thread in threads:
         thread.join()
     json.dump({"times": sorted(times), "seconds": time.monotonic() - began}, sys.stdout)
