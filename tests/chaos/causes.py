@@ -18,9 +18,11 @@ _CHANGED = (
     "the daemon has started",
 )
 _ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
+_ENDS = {"stopped": {"any"}, "killed": {"kill"}, "shutdown": {"the daemon ends"}}  # which `why` or verb a reason needs
 _CLOSE_S = 0.1
 _ROUNDED_S = 0.001  # a run's number is whole milliseconds
 _NOTED_S = 1.0  # from a run's start until it is stored
+_GRACE_S = 4.0  # the longest, and some more
 _ENDED_S = 12.0  # the longest grace, a keeper that is stopped and a module that is slow to import
 
 
@@ -28,6 +30,7 @@ def judge_causes(story: Story, job: str) -> Verdict:
     verdict = Verdict()
     _nobody_asked(story, job, verdict)
     _undone(story, job, verdict)
+    _unasked_ends(story, job, verdict)
     return verdict
 
 
@@ -104,3 +107,26 @@ def _undone(story: Story, job: str, verdict: Verdict) -> None:
             verdict.wrong(f"end undone: {job}, run {run.id} at {run.ended:.3f}: {run.reason}, after {event.data}")
         elif run.reason != "lost" and run.ended - event.at > _ENDED_S:
             verdict.wrong(f"end late: {job}, run {run.id} at {run.ended:.3f}, asked at {event.at:.3f}: {event.data}")
+
+
+def _unasked_ends(story: Story, job: str, verdict: Verdict) -> None:
+    """A run was stopped, killed or shut down only if something is stored that asked for that."""
+    asks = [event for event in story.events_of(job) if _ends(event)]
+    for run in (run for run in story.runs.values() if run.job == job and run.ended is not None):
+        if (wanted := _ENDS.get(run.reason or "")) is None:
+            continue
+        verdict.looked_at["ends that were asked for"] += 1
+        since, until = run.asked - _CLOSE_S, (run.ended or 0.0) + _GRACE_S  # others of it may live on for a grace
+        between = (event for event in asks if since <= event.at <= until)
+        if any(wanted & {event.data.get("why"), event.data.get("verb"), "any"} for event in between):
+            continue
+        if run.reason == "killed":
+            since = until - _ENDED_S - _GRACE_S
+        if story.server_died(since, story.stored_by(until)):
+            verdict.excused["ended, and the server died before it could store why"] += 1
+        else:
+            verdict.wrong(f"end that nobody asked for: {job}, run {run.id} at {run.ended:.3f}: {run.reason}")
+
+
+def _ends(event: Event) -> bool:
+    return event.data.get("verb") in ("stop", "kill", "restart") or event.data.get("to") == "stopping"

@@ -10,6 +10,13 @@ from chaos.story import Fact, Run, Story
 
 _CLOSE_S = 2.0  # between a process's end and what it did last, on a host that is busy
 _TICK_S = 0.011  # a shell knows the time to a hundredth
+_NEVER = ("oom", "hung", "unhealthy")  # no job has a limit, a watchdog or a check
+_HIT_S = 5.0  # from a signal that the driver sends to the end, with a keeper that is stopped meanwhile
+_SEEN_S = 3.0  # from an exit until the keeper has seen it and all that it has left behind is gone
+_EARLY_S = 0.5  # clocks do not differ by more
+_UP_S = 10.0  # until a new server serves
+_SIGKILL = 9
+_HOLDS = ("keeper-stop", "fork-cut", "job-stop")  # what keeps a keeper from seeing an end
 
 
 @dataclass
@@ -85,13 +92,19 @@ def _starts_and_ends(story: Story, job: str, facts: list[Fact], runs: dict[int, 
 def _inconsistent(story: Story, run: Run, start: Fact | None, exit: Fact | None, verdict: Verdict) -> str | None:
     """Return what contradicts the row of a run that has ended."""
     assert run.ended is not None
+    if run.reason in _NEVER:
+        return "no job is ended so"
     if run.reason == "unstarted":
         return "it was started" if start else None
     if run.reason == "lost":
-        if not story.was(("keeper-kill", "down"), run.started - 1, run.ended + 1):
-            return "no keeper was killed"
-        verdict.excused["ends unknown since the keeper was killed"] += 1
-        return None
+        return _unlost(story, run, exit, verdict)
+    if not run.pid:
+        return "it has no process"
+    if run.started < run.asked - _EARLY_S:
+        return f"it was asked for at {run.asked:.3f}"
+    seen_soon = not exit or -_EARLY_S <= run.ended - exit["t"] <= _SEEN_S
+    if exit and not seen_soon and not story.was(_HOLDS, exit["t"] - _SEEN_S, run.ended):
+        return f"it exited at {exit['t']:.3f}"
     if {"completed": run.code != 0, "crashed": not run.code, "signaled": run.signal is None}.get(run.reason or ""):
         return "the reason does not fit"
     if run.code is not None:
@@ -105,6 +118,23 @@ def _inconsistent(story: Story, run: Run, start: Fact | None, exit: Fact | None,
     return None
 
 
+def _unlost(story: Story, run: Run, exit: Fact | None, verdict: Verdict) -> str | None:
+    """Return why the run's end should be known."""
+    ended = run.ended or 0.0
+    spans = [span for span in story.spans if span.kind in ("keeper-kill", "down")]
+    killed = min(
+        (span.since for span in spans if span.since <= ended + 1 and span.until >= run.started - 1), default=None
+    )
+    if killed is None:
+        return "no keeper was killed"
+    if exit and exit["t"] < killed - _CLOSE_S:  # the keeper tells of it, if there is a server that stores it
+        before = (exit["t"] - _UP_S, killed - _CLOSE_S)
+        if not (story.was(_HOLDS, *before) or story.storage_failed(*before) or story.server_died(*before)):
+            return f"it exited at {exit['t']:.3f}, and the keeper was killed at {killed:.3f}"
+    verdict.excused["ends unknown since the keeper was killed"] += 1
+    return None
+
+
 def _code_unchosen(story: Story, run: Run, start: Fact | None, exit: Fact | None) -> str | None:
     if exit and exit.get("code") == run.code:
         return None
@@ -115,9 +145,9 @@ def _code_unchosen(story: Story, run: Run, start: Fact | None, exit: Fact | None
 
 
 def _explained(story: Story, run: Run) -> bool:
-    """Return whether somebody other than harnessd signalled it."""
+    """Return whether somebody other than harnessd ended it by a signal."""
     ended = run.ended or 0.0
-    return any(at <= ended + _CLOSE_S for at in story.hits.get(run.id, ()))
+    return run.signal == _SIGKILL and any(-_CLOSE_S <= ended - at <= _HIT_S for at in story.kills.get(run.id, ()))
 
 
 def _one_at_a_time(job: str, facts: list[Fact], verdict: Verdict) -> None:

@@ -166,8 +166,15 @@ class Story:
 
     def was(self, kinds: Iterable[str], since: float, until: float, after_s: float = 0.0) -> bool:
         """Return whether one of these faults was on between the times, or had ended up to `after_s` before."""
-        wanted = set(kinds)
-        return any(span.kind in wanted and span.since <= until and span.until + after_s >= since for span in self.spans)
+        spans = (span for kind in kinds for span in self._spans_by_kind.get(kind, ()))
+        return any(span.since <= until and span.until + after_s >= since for span in spans)
+
+    @cached_property
+    def _spans_by_kind(self) -> dict[str, list[Span]]:
+        found: dict[str, list[Span]] = {}
+        for span in self.spans:
+            found.setdefault(span.kind, []).append(span)
+        return found
 
     def server_died(self, since: float, until: float) -> bool:
         """Return whether a server ended in that time, or was replaced."""
@@ -191,8 +198,16 @@ class Story:
     @cached_property
     def hits(self) -> dict[int, list[float]]:
         """Return when processes of each run were signalled by the driver."""
+        return self._hits("")
+
+    @cached_property
+    def kills(self) -> dict[int, list[float]]:
+        """Return when processes of each run were killed by the driver."""
+        return self._hits("SIGKILL")
+
+    def _hits(self, signal: str) -> dict[int, list[float]]:
         found: dict[int, list[float]] = {}
         for fact in self.driver:
-            if fact["f"] == "fault" and (run := _RUN.search(fact["what"])):
+            if fact["f"] == "fault" and fact["what"].startswith(signal) and (run := _RUN.search(fact["what"])):
                 found.setdefault(int(run[1]), []).append(fact["t"])
         return found
