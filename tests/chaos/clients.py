@@ -160,15 +160,15 @@ def _of_one(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def post_quietly(port: int, path: str, bodies: Sequence[Any]) -> int:
-    """Post the bodies over one connection, whatever is answered. Return how many were accepted."""
-    accepted = 0
+def post_quietly(facts: Facts, port: int, path: str, bodies: Sequence[Any]) -> None:
+    """Post the bodies over one connection, whatever is answered. Note the commands that were accepted."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     with suppress(OSError, http.client.HTTPException):  # the daemon is down
         for body in bodies:
+            since = round(now(), 6)
             connection.request("POST", path, body=json.dumps(body) if body is not None else None)
             response = connection.getresponse()
-            response.read()
-            accepted += response.status < 300
+            content = response.read()
+            if response.status < 300 and (number := json.loads(content).get("id")):
+                facts.note("accepted", path=path, since=since, id=number)
     connection.close()
-    return accepted

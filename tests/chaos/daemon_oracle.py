@@ -97,6 +97,11 @@ def _answers(story: Story, verdict: Verdict) -> None:
                 verdict.wrong(
                     f"killed, and went on: {job}, run {body['ended']}: {last_facts[body['ended']]:.3f}: {fact}"
                 )
+    for fact in story.driver:
+        if fact["f"] == "accepted":
+            verdict.looked_at["answers to the driver"] += 1
+            if fact["id"] not in commands:
+                _unstored(story, fact, f"command {fact['id']}", verdict)
     verdict.looked_at.update({f"answers {code}": times for code, times in sorted(codes.items())})
 
 

@@ -277,6 +277,6 @@ class Driver:
     def _post(self, path: str, bodies: Sequence[Any] = (None,)) -> None:
         """Ask for it and go on; whoever answers it does so when it can."""
         self._posting = [thread for thread in self._posting if thread.is_alive()]
-        thread = threading.Thread(target=post_quietly, args=(self._ground.port, path, bodies))
+        thread = threading.Thread(target=post_quietly, args=(self._ground.driver, self._ground.port, path, bodies))
         self._posting.append(thread)
         thread.start()

@@ -34,7 +34,7 @@ class Kind(Cradle):
         message = self.get_msg(timeout)
         if message is None:
             return None
-        self.witness.note("read", id=message["id"], cmd=message["cmd"], sent=message["time"])
+        self.witness.read(message)
         self.paused = message["cmd"] == Command.PAUSE or (self.paused and message["cmd"] == Command.CONFIG)
         return str(message["cmd"])
 

@@ -168,12 +168,18 @@ def _commands(story: Story, job: str, facts: list[Fact], runs: dict[int, Run], v
     noted = [(fact["run"], fact["id"], fact) for fact in facts if fact["f"] == "read"]
     events = [event for event in story.events_of(job) if event.kind in ("read", "command")]
     read = [(event.run, event.data["id"], event) for event in events if event.kind == "read"]
-    commands = {event.data["id"] for event in events if event.kind == "command"}
+    commands = {event.data["id"]: event.data for event in events if event.kind == "command"}
     verdict.looked_at["commands"] += len(commands)
     verdict.looked_at["commands read"] += len(read)
     for name, pairs in (("noted", noted), ("stored", read)):
         if doubled := [number for number, times in Counter(number for _, number, _ in pairs).items() if times > 1]:
             verdict.wrong(f"commands read twice ({name}): {job}: {_some(doubled)}")
+    if len(commands) < (rows := sum(event.kind == "command" for event in events)):
+        verdict.wrong(f"commands doubled: {job}: {len(commands)} in {rows} rows")
+    for _, number, fact in noted:
+        command = commands.get(number)
+        if command and (fact["cmd"], fact.get("data", command["data"])) != (command["verb"].upper(), command["data"]):
+            verdict.wrong(f"another command read: {job}: {fact}, and sent was {command}")
     stored = {(run, number) for run, number, _ in read}
     for run, number, fact in noted:
         if (run, number) in stored:

@@ -45,7 +45,7 @@ def main(name: str, crash: str = "0", hears: str = "") -> int:
         elif select.select([mailbox], [], [], STEP_S)[0] and (packet := os.read(mailbox, 128 << 10)):
             message = json.loads(packet)
             journal.append(ack=message["id"])
-            witness.note("read", id=message["id"], cmd=message["cmd"], sent=message["time"])
+            witness.read(message)
             if message["cmd"] == "STOP":
                 return witness.leave(0)
 

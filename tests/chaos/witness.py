@@ -60,6 +60,9 @@ class Witness:
     def note(self, fact: str, **data: Any) -> None:
         self._facts.note(fact, pid=os.getpid(), **data)
 
+    def read(self, message: dict[str, Any]) -> None:
+        self.note("read", id=message["id"], cmd=message["cmd"], data=message["data"], sent=message["time"])
+
     def leave(self, code: int) -> int:
         """Note the exit code that was chosen, and return it."""
         self.note("exit", code=code)
