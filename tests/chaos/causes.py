@@ -17,8 +17,13 @@ _CHANGED = (
     "its file was added",
     "the daemon has started",
 )
+_AGAIN = "the server was restarted"
 _ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
 _ENDS = {"stopped": {"any"}, "killed": {"kill"}, "shutdown": {"the daemon ends"}}  # which `why` or verb a reason needs
+_FAILED = ("crashed", "signaled", "completed")
+_GIVES_UP = ("poll-gives-up",)  # the one with few failures
+_HOLDS = ("server-stop", "keeper-stop", "fork-cut")
+_BACKOFF_S = 5.0  # the longest, and some more
 _CLOSE_S = 0.1
 _ROUNDED_S = 0.001  # a run's number is whole milliseconds
 _NOTED_S = 1.0  # from a run's start until it is stored
@@ -31,6 +36,7 @@ def judge_causes(story: Story, job: str) -> Verdict:
     _nobody_asked(story, job, verdict)
     _undone(story, job, verdict)
     _unasked_ends(story, job, verdict)
+    _given_up(story, job, verdict)
     return verdict
 
 
@@ -40,7 +46,7 @@ def _nobody_asked(story: Story, job: str, verdict: Verdict) -> None:
     events = story.events_of(job)
     runs = [run for run in story.runs.values() if run.job == job and run.reason != "unstarted"]
     for run, later in pairwise(runs):
-        since = _for_good_since(run, restart)
+        since = _for_good_since(run, restart, events)
         if since is None:
             continue
         launched = [event.at for event in events if _is_launch(event) and run.asked - _CLOSE_S < event.at < run.asked]
@@ -55,7 +61,9 @@ def _nobody_asked(story: Story, job: str, verdict: Verdict) -> None:
         launch = next((event.data for event in reversed(between) if _is_launch(event)), None)
         unstored = story.storage_failed(since, until) and story.server_died(since, story.stored_by(until))
         may_be_lost = launch is None or launch["from"] == "stopping"
-        if unstored or (may_be_lost and story.server_died(since, until + _NOTED_S)):
+        if launch and launch["why"] == _AGAIN and story.was(("job-remove",), since, until):
+            verdict.excused["started by a new server, and its file may have come back before that"] += 1
+        elif unstored or (may_be_lost and story.server_died(since, until + _NOTED_S)):
             verdict.excused["started, and the server died before it could store why"] += 1
         else:
             verdict.wrong(f"run that nobody asked for: {job}, {later.id}, after {run.id}: {run.reason} at {run.ended}")
@@ -73,15 +81,19 @@ def _is_launch(event: Event) -> bool:
     return event.kind == "state" and event.data["to"] == "starting"
 
 
-def _for_good_since(run: Run, restart: str) -> float | None:
+def _for_good_since(run: Run, restart: str, events: list[Event]) -> float | None:
     """Return from when on something must have asked for the next run; None when the job's own rules do."""
     if run.ended is None or run.reason == "lost":
         return None
     if run.reason in ("stopped", "killed", "shutdown"):  # a start may have come before it had ended
-        return run.asked
+        return max((event.at for event in events if event.run == run.id and _is_end(event)), default=run.asked)
     if restart == "never" or (run.reason == "completed" and restart == "on-failure"):
         return run.ended - _CLOSE_S
     return None
+
+
+def _is_end(event: Event) -> bool:
+    return event.kind == "command" and event.data["verb"] in ("stop", "kill")
 
 
 def _reasons(why: str) -> tuple[str, ...]:
@@ -130,3 +142,22 @@ def _unasked_ends(story: Story, job: str, verdict: Verdict) -> None:
 
 def _ends(event: Event) -> bool:
     return event.data.get("verb") in ("stop", "kill", "restart") or event.data.get("to") == "stopping"
+
+
+def _given_up(story: Story, job: str, verdict: Verdict) -> None:
+    """A run that failed is followed by the next, soon, unless the job's rules say that it is not."""
+    restart = specs()[job].get("restart", "on-failure")
+    states = [event for event in story.events_of(job) if event.kind == "state"]
+    for event, after in zip(states, [*states[1:], None], strict=True):
+        to, how = event.data["to"], event.data["why"].partition(":")[0]
+        if how in _FAILED and event.data["from"] in ("starting", "running", "paused"):
+            verdict.looked_at["ends by itself"] += 1
+            left = to == "stopped" or (to == "failed" and restart != "never" and job not in _GIVES_UP)
+            if left or (to == "exited" and (how != "completed" or restart == "always")):
+                verdict.wrong(f"not started again: {job} at {event.at:.3f}: {event.data}")
+        if to == "backoff" and (after is None or after.at - event.at > _BACKOFF_S):
+            until = event.at + _BACKOFF_S
+            if story.server_died(event.at, story.stored_by(until)) or story.was(_HOLDS, event.at, until):
+                verdict.excused["not started again in time, as a server or the keeper was held up"] += 1
+            else:
+                verdict.wrong(f"not started again in time: {job}, in backoff since {event.at:.3f}: {after}")
