@@ -126,7 +126,7 @@ class Watch:
     def _measure(self) -> None:
         keeper = self._keeper()
         for role, process in (("keeper", read(keeper) if keeper else None), ("server", self._table.server())):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, StopIteration):  # it ends just now, and has no such line any more
                 if process:
                     fds, anon_kb = len(os.listdir(f"/proc/{process.pid}/fd")), _anonymous_kb(process.pid)
                     life = f"{process.pid} since {process.ticks}"
