@@ -5,21 +5,37 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from signal import SIGKILL
 from statistics import median
 
 from chaos.oracle import Verdict
 from chaos.story import SERVER_ENDS, SETTLE_S, Fact, Story
 
 _WARM_S, _LIFE_S = 15.0, 45.0  # a process is measured from the first on, if it lived for the second
+_LONG_S = 300.0  # a course that is longer has lives to measure; a life that is longer has settled
 _FDS = {"keeper": 60, "server": 120}  # allowed from early to late: some 30 runs more or less, and connections
 _ANON_KB = {"keeper": 4_000, "server": 60_000}  # the writer's cache alone may take 32 MiB
+_SETTLED_FDS, _SETTLED_KB = 30, 8_000  # the same, of a life that is long
 IDLE_FDS = {"keeper": 40, "server": 60}  # with no run left
 _COLD = "the daemon has started"
 # What a new server does before it notes its start.
 _NEW_SERVER = (_COLD, "the server was restarted", "changed while no server was there", "its file is gone")
+_ENDED = ("backoff", "exited", "failed")
+_LEADS_TO = {
+    "stopped": ("starting",),
+    "starting": ("running", "paused", "stopping", *_ENDED),
+    "running": ("starting", "paused", "stopping", *_ENDED),
+    "paused": ("starting", "running", "stopping", *_ENDED),
+    "stopping": ("starting", "running", "stopped"),
+    "backoff": ("starting", "stopped"),
+    "exited": ("starting", "stopped"),
+    "failed": ("starting", "stopped"),
+}
+_NO_START = ("server-kill", "server-replace", "fork-cut", "descriptors-out", "disk-full", "settings-break", "preload")
 _CLOSE_S = 2.0
 _LEAVES_S = 10.0  # a server that was replaced has left by then
 _UP_S = 10.0  # a new server serves within that, however loaded the machine is
@@ -34,9 +50,11 @@ def judge_daemon(story: Story) -> Verdict:
     verdict = Verdict()
     for job in story.jobs:
         _states(story, job, verdict)
+        _launches(story, job, verdict)
     _answers(story, verdict)
     _growth(story, verdict)
     _log(story, verdict)
+    _daemon_ends(story, verdict)
     for event in story.events:
         if event.kind == "storage" and "set_aside" in event.data:
             verdict.wrong(f"the database was taken for damaged at {event.at:.3f}: {event.data}")
@@ -61,6 +79,8 @@ def _states(story: Story, job: str, verdict: Verdict) -> None:
             verdict.looked_at["changes of state"] += 1
             begins, why = event.data["from"], event.data["why"]
             fresh, cold = fresh or why in _NEW_SERVER, cold or why == _COLD
+            if event.data["to"] not in _LEADS_TO[begins]:
+                verdict.wrong(f"state that does not follow: {job} at {event.at:.3f}: {event.data}")
             if begins == state:
                 pass
             elif not fresh or (cold and begins != "stopped"):
@@ -71,6 +91,21 @@ def _states(story: Story, job: str, verdict: Verdict) -> None:
     ((row,),) = story.rows("SELECT state FROM job WHERE name = ?", job)
     if row != state:
         verdict.wrong(f"state unexplained: {job} is {row}, its last change led to {state}")
+
+
+def _launches(story: Story, job: str, verdict: Verdict) -> None:
+    """What is said to start has a run, soon, unless it is said at once that it has none."""
+    asked = sorted(run.asked for run in story.runs.values() if run.job == job)
+    states = [event for event in story.events_of(job) if event.kind == "state"]
+    for event, after in zip(states, [*states[1:], None], strict=True):
+        if event.data["to"] != "starting" or event.data["from"] == "paused":
+            continue
+        verdict.looked_at["launches"] += 1
+        at = bisect_left(asked, event.at - _CLOSE_S)
+        has_run = at < len(asked) and asked[at] <= event.at + _CLOSE_S
+        untold = after is not None and after.data["from"] == "starting" and ":" not in after.data["why"]
+        if not has_run and not untold and not story.server_died(event.at, event.at + _UP_S):
+            verdict.wrong(f"launched, and there is no run: {job} at {event.at:.3f}: {event.data}")
 
 
 def _answers(story: Story, verdict: Verdict) -> None:
@@ -137,6 +172,7 @@ def _none_came_up(story: Story, fact: Fact) -> bool:
 
 def _growth(story: Story, verdict: Verdict) -> None:
     sizes: dict[tuple[str, str], list[Fact]] = {}
+    measured = Counter({"keeper": 0, "server": 0})
     for fact in story.driver:
         if fact["f"] == "size":
             sizes.setdefault((fact["role"], fact["life"]), []).append(fact)
@@ -147,13 +183,36 @@ def _growth(story: Story, verdict: Verdict) -> None:
         if not warm or warm[-1]["t"] - seen[0]["t"] < _LIFE_S:
             continue
         part = max(1, len(warm) // 4)
-        verdict.looked_at[f"lives of a {role} measured"] += 1
-        for key, bound in (("fds", _FDS[role]), ("anon_kb", _ANON_KB[role])):
-            early, late = (median(fact[key] for fact in some) for some in (warm[:part], warm[-part:]))
-            grown = f"{role} {life}: {key} {early:g} -> {late:g} in {warm[-1]['t'] - warm[0]['t']:.0f} s"
+        measured[role] += 1
+        lasted_s = warm[-1]["t"] - warm[0]["t"]
+        settled = lasted_s > _LONG_S  # what fills up at first has done so in the second quarter
+        for key, bound, close in (("fds", _FDS[role], _SETTLED_FDS), ("anon_kb", _ANON_KB[role], _SETTLED_KB)):
+            parts = (warm[part : 2 * part] if settled else warm[:part], warm[-part:])
+            early, late = (median(fact[key] for fact in some) for some in parts)
+            grown = f"{role} {life}: {key} {early:g} -> {late:g} in {lasted_s:.0f} s"
             verdict.notes.append(grown)
-            if late - early > bound:
+            if late - early > (min(bound, close) if settled else bound):
                 verdict.wrong(f"growth: {grown}")
+    for role, lives in measured.items():
+        verdict.looked_at[f"lives of a {role} measured"] += lives
+        if not lives and story.driver[-1]["t"] - story.driver[0]["t"] > _LONG_S:
+            verdict.wrong(f"no life of a {role} was measured")
+
+
+def _daemon_ends(story: Story, verdict: Verdict) -> None:
+    """The daemon ends by itself only when it cannot begin."""
+    started, served = 0.0, False
+    for fact in story.driver:
+        if fact["f"] == "daemon-started":
+            started, served = fact["t"], False
+        elif fact["f"] == "serving":
+            served = True
+        elif fact["f"] == "daemon-ended" and fact["code"]:
+            killed = fact["code"] == -SIGKILL and story.was(
+                ("keeper-kill",), fact["t"] - _CLOSE_S, fact["t"] + _CLOSE_S
+            )
+            if not killed and (served or not story.was(_NO_START, started, fact["t"])):
+                verdict.wrong(f"the daemon ended by itself: with {fact['code']} at {fact['t']:.3f}")
 
 
 def _log(story: Story, verdict: Verdict) -> None:
