@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from chaos.story import Fact, Run, Story
+from chaos.witness import checksum
 
 _CLOSE_S = 2.0  # between a process's end and what it did last, on a host that is busy
 _TICK_S = 0.011  # a shell knows the time to a hundredth
@@ -41,6 +42,7 @@ def judge_job(story: Story, job: str) -> Verdict:
     verdict, facts = Verdict(), story.facts(job)
     runs = {run.id: run for run in story.runs.values() if run.job == job}
     _statuses(story, job, facts, verdict)
+    _numbers(story, job, facts, verdict)
     _starts_and_ends(story, job, facts, runs, verdict)
     _one_at_a_time(job, facts, verdict)
     _commands(story, job, facts, runs, verdict)
@@ -49,14 +51,18 @@ def judge_job(story: Story, job: str) -> Verdict:
 
 def _statuses(story: Story, job: str, facts: list[Fact], verdict: Verdict) -> None:
     said, refused, last = defaultdict(set), defaultdict(set), Counter[tuple[int, str]]()
+    sums = dict[tuple[int, str, int], int | None]()
     for fact in facts:
         if fact["f"] in ("said", "refused"):
             voice = (fact["run"], fact["w"])
             (said if fact["f"] == "said" else refused)[voice].add(fact["n"])
             last[voice] = max(last[voice], fact["n"])
+            sums[*voice, fact["n"]] = fact.get("sum")  # a shell has none
     stored = defaultdict(list)
     for run, status in story.statuses(job):
         stored[run, status["w"]].append(status["n"])
+        if (sent := sums.get((run, status["w"], status["n"]))) and sent != checksum(status):
+            verdict.wrong(f"status changed: {job}, run {run}: {str(status)[:200]}")
     for voice in {*said, *refused, *stored}:
         numbers = stored.get(voice, [])
         where = f"{job}, run {voice[0]}, voice {voice[1]}"
@@ -68,6 +74,27 @@ def _statuses(story: Story, job: str, facts: list[Fact], verdict: Verdict) -> No
             verdict.wrong(f"statuses stored that were refused, or never sent: {where}: {_some(invented)}")
         verdict.looked_at["statuses"] += len(numbers)
         verdict.looked_at["statuses refused"] += len(refused[voice])
+
+
+def _numbers(story: Story, job: str, facts: list[Fact], verdict: Verdict) -> None:
+    """A run's lines are numbered from 1; a number without a status is one of another line, or one that was not written.
+
+    Whoever is killed may have taken one and not have written it.
+    """
+    others = Counter(event.run for event in story.events_of(job) if event.kind in ("error", "torn"))
+    others.update(fact["run"] for fact in facts if fact["f"] in ("refused", "start", "child", "grandchild"))
+    reads = {(event.run, event.data["id"]) for event in story.events_of(job) if event.kind == "read"}
+    reads.update((fact["run"], fact["id"]) for fact in facts if fact["f"] == "read")
+    others.update(run for run, _ in reads)
+    query = (
+        "SELECT run_id, count(*), count(DISTINCT seq), min(seq), max(seq) "
+        "FROM status JOIN job ON job.id = job_id WHERE name = ? GROUP BY run_id"
+    )
+    for run, rows, numbers, least, most in story.rows(query, job):
+        if rows != numbers or least < 1 or most - rows > others[run]:
+            verdict.wrong(
+                f"statuses numbered wrong: {job}, run {run}: {rows} of {least} to {most}, {others[run]} others"
+            )
 
 
 def _starts_and_ends(story: Story, job: str, facts: list[Fact], runs: dict[int, Run], verdict: Verdict) -> None:

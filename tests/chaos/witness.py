@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -24,6 +25,10 @@ SEED = "CHAOS_SEED"
 def now() -> float:
     """Return seconds of the boot clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def checksum(status: Any) -> int:
+    return zlib.crc32(json.dumps(status, sort_keys=True).encode())
 
 
 class Facts:
@@ -95,5 +100,6 @@ class Voice:
 
     def say(self, **more: Any) -> None:
         self._count += 1
-        written = self._send({"w": self._name, "n": self._count, **more})
-        self._witness.note("said" if written else "refused", w=self._name, n=self._count)
+        status = {"w": self._name, "n": self._count, **more}
+        written = self._send(status)
+        self._witness.note("said" if written else "refused", w=self._name, n=self._count, sum=checksum(status))
