@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from chaos.fleet import specs
+from chaos.fleet import may_rest, specs
 from chaos.oracle import Verdict
 from chaos.story import Event, Run, Story
 
@@ -21,7 +21,6 @@ _AGAIN = "the server was restarted"
 _ENDING = ("kill", "restart", "its file has changed", "its file is gone")  # whatever the job makes of it
 _ENDS = {"stopped": {"any"}, "killed": {"kill"}, "shutdown": {"the daemon ends"}}  # which `why` or verb a reason needs
 _FAILED = ("crashed", "signaled", "completed")
-_GIVES_UP = ("poll-gives-up",)  # the one with few failures
 _HOLDS = ("server-stop", "keeper-stop", "fork-cut")
 _BACKOFF_S = 5.0  # the longest, and some more
 _CLOSE_S = 0.1
@@ -146,14 +145,13 @@ def _ends(event: Event) -> bool:
 
 def _given_up(story: Story, job: str, verdict: Verdict) -> None:
     """A run that failed is followed by the next, soon, unless the job's rules say that it is not."""
-    restart = specs()[job].get("restart", "on-failure")
+    spec = specs()[job]
     states = [event for event in story.events_of(job) if event.kind == "state"]
     for event, after in zip(states, [*states[1:], None], strict=True):
         to, how = event.data["to"], event.data["why"].partition(":")[0]
         if how in _FAILED and event.data["from"] in ("starting", "running", "paused"):
             verdict.looked_at["ends by itself"] += 1
-            left = to == "stopped" or (to == "failed" and restart != "never" and job not in _GIVES_UP)
-            if left or (to == "exited" and (how != "completed" or restart == "always")):
+            if to not in ("starting", "backoff") and not may_rest(spec, to, how):
                 verdict.wrong(f"not started again: {job} at {event.at:.3f}: {event.data}")
         if to == "backoff" and (after is None or after.at - event.at > _BACKOFF_S):
             until = event.at + _BACKOFF_S

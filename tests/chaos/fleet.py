@@ -74,6 +74,14 @@ def specs() -> dict[str, Spec]:
     return {name: spec | {"args": [name, *spec["args"]]} for name, spec in jobs.items()}
 
 
+def may_rest(spec: Spec, state: str, how: str) -> bool:
+    """Return whether the job's rules leave it in the state after a run that ended so."""
+    restart = spec.get("restart", "on-failure")
+    if state == "failed":
+        return spec["max_failures"] < _COMMON["max_failures"] or (restart == "never" and how != "completed")
+    return state == "exited" and how == "completed" and restart != "always"
+
+
 class Fleet:
     """A config directory with all of them."""
 

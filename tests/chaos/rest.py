@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from chaos.daemon_oracle import IDLE_FDS, left_behind
+from chaos.fleet import may_rest, specs
 from chaos.ground import Ground, answer, until
 from chaos.oracle import Verdict
 from chaos.processes import Table
@@ -19,10 +20,15 @@ from chaos.witness import now
 _DEADLINE_S = 40.0
 _IDLE_S = 1.5
 _LIVE = ("starting", "running", "paused", "stopping")
+_UP = (*_LIVE, "backoff")
 
 
 def _has_ended(job: dict[str, Any], since: datetime) -> bool:
     return bool(job["last_exit"]) and datetime.fromisoformat(job["last_exit"]["at"]) > since
+
+
+def _how(job: dict[str, Any]) -> str:
+    return str((job["last_exit"] or {}).get("reason"))
 
 
 class Rest:
@@ -40,6 +46,7 @@ class Rest:
             return
         if refused := self._ask("/reload", "POST").get("refused"):
             self._verdict.wrong(f"a mended configuration is refused: {refused}")
+        self._all_are_as_wanted()
         self._all_come_up()
         self._all_go_down()
         self._compare()
@@ -50,6 +57,17 @@ class Rest:
         health = self._ask("/healthz")
         stored = health.get("storage", {})
         return bool(stored.get("ok") and not stored["queue"] and not stored["lines_waiting"])
+
+    def _all_are_as_wanted(self) -> None:
+        """What is to be up lives or is started again, unless its own rules leave it as it has ended."""
+        rules = specs()
+
+        def astray() -> list[dict[str, Any]]:
+            down = [job for job in self._jobs().values() if job["want"] == "up" and job["state"] not in _UP]
+            return [job for job in down if not may_rest(rules[job["name"]], job["state"], _how(job))]
+
+        if not until(lambda: not astray(), _DEADLINE_S):
+            self._verdict.wrong(f"jobs that are to be up are not: {astray()}")
 
     def _all_come_up(self) -> None:
         """A run that was started since, or one that lives or has lived since, shows that a job is not stuck."""
@@ -75,9 +93,7 @@ class Rest:
 
     def _all_go_down(self) -> None:
         self._ask("/jobs/all/kill?grace=0.3", "POST")
-        if not until(
-            lambda: not any(job["state"] in (*_LIVE, "backoff") for job in self._jobs().values()), _DEADLINE_S
-        ):
+        if not until(lambda: not any(job["state"] in _UP for job in self._jobs().values()), _DEADLINE_S):
             self._verdict.wrong(f"killed jobs are up: {[job for job in self._jobs().values() if job['pid']]}")
         if not until(lambda: not self._table.by_job(), 5):
             self._verdict.wrong(f"processes of killed jobs are left: {self._table.by_job()}")
