@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from signal import Signals
 
 from chaos.fleet import may_rest, specs
 from chaos.oracle import Verdict
@@ -35,6 +36,7 @@ def judge_causes(story: Story, job: str) -> Verdict:
     _nobody_asked(story, job, verdict)
     _undone(story, job, verdict)
     _unasked_ends(story, job, verdict)
+    _told_otherwise(story, job, verdict)
     _given_up(story, job, verdict)
     return verdict
 
@@ -132,8 +134,8 @@ def _unasked_ends(story: Story, job: str, verdict: Verdict) -> None:
         if any(wanted & {event.data.get("why"), event.data.get("verb"), "any"} for event in between):
             continue
         if run.reason == "killed":
-            since = until - _ENDED_S - _GRACE_S
-        if story.server_died(since, story.stored_by(until)):
+            since, until = until - 2 * _GRACE_S, until - _GRACE_S + _NOTED_S
+        if run.reason != "shutdown" and story.server_died(since, story.stored_by(until)):
             verdict.excused["ended, and the server died before it could store why"] += 1
         else:
             verdict.wrong(f"end that nobody asked for: {job}, run {run.id} at {run.ended:.3f}: {run.reason}")
@@ -141,6 +143,23 @@ def _unasked_ends(story: Story, job: str, verdict: Verdict) -> None:
 
 def _ends(event: Event) -> bool:
     return event.data.get("verb") in ("stop", "kill", "restart") or event.data.get("to") == "stopping"
+
+
+def _told_otherwise(story: Story, job: str, verdict: Verdict) -> None:
+    """A change of state that tells how a run ended tells what the run's row does."""
+    runs = [run for run in story.runs.values() if run.job == job and run.ended is not None]
+    for event in story.events_of(job):
+        if event.kind != "state" or ": " not in event.data["why"]:
+            continue
+        verdict.looked_at["ends told"] += 1
+        last = next((run for run in reversed(runs) if (run.ended or 0.0) <= event.at + _ROUNDED_S), None)
+        if last is None or _how(last) != event.data["why"]:
+            verdict.wrong(f"end told otherwise: {job} at {event.at:.3f}: {event.data}, and the row: {last}")
+
+
+def _how(run: Run) -> str:
+    end = f"exit code {run.code}" if run.signal is None else f"signal {Signals(run.signal).name}"
+    return f"{run.reason}: {end}"
 
 
 def _given_up(story: Story, job: str, verdict: Verdict) -> None:
@@ -155,7 +174,7 @@ def _given_up(story: Story, job: str, verdict: Verdict) -> None:
                 verdict.wrong(f"not started again: {job} at {event.at:.3f}: {event.data}")
         if to == "backoff" and (after is None or after.at - event.at > _BACKOFF_S):
             until = event.at + _BACKOFF_S
-            if story.server_died(event.at, story.stored_by(until)) or story.was(_HOLDS, event.at, until):
+            if after and (story.server_died(event.at, story.stored_by(until)) or story.was(_HOLDS, event.at, until)):
                 verdict.excused["not started again in time, as a server or the keeper was held up"] += 1
             else:
                 verdict.wrong(f"not started again in time: {job}, in backoff since {event.at:.3f}: {after}")
