@@ -122,6 +122,9 @@ def _inconsistent(story: Story, run: Run, start: Fact | None, exit: Fact | None,
     if run.reason in _NEVER:
         return "no job is ended so"
     if run.reason == "unstarted":
+        if start and run.signal == _SIGKILL and story.was(("descriptors-out",), run.asked, run.ended, after_s=_CLOSE_S):
+            verdict.excused["ended at once, as the server had no descriptor for it"] += 1
+            return None
         return "it was started" if start else None
     if run.reason == "lost":
         return _unlost(story, run, exit, verdict)
