@@ -178,6 +178,7 @@ class Entry:
         self.job = policy.Job()
         self.live: Live | None = None
         self.spawning = 0  # the run that is being forked
+        self.requested = False  # the host was told to
         self.outbox: list[tuple[Unread, bytes]] = []  # for the run that is being forked
         self.timer: asyncio.TimerHandle | None = None
         self.last_status: Line | None = None

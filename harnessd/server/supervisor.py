@@ -330,8 +330,8 @@ class Supervisor:
                 _log.info("state", extra=told)
             if before != step.job:
                 self._put_job(entry)
-        for action in step.actions:
-            self._act(entry, action)
+            for action in step.actions:  # a server that dies now has done what is stored
+                self._act(entry, action)
         if before.want is not step.job.want and not step.actions and step.job.is_forced:
             self._end(entry, None)
         self._arm(entry)
@@ -354,6 +354,8 @@ class Supervisor:
         note = EndNote(entry.job.life.reason, entry.job.want)
         if entry.live:
             self._host.end(entry.live.run, grace_s, note)
+        elif entry.spawning and entry.requested:
+            self._host.end(entry.spawning, grace_s, note)
         elif entry.spawning:  # right behind the request for it
             asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, grace_s, note)
 
@@ -393,7 +395,7 @@ class Supervisor:
         self._last_id = max(self._last_id, number)
 
     def _spawn(self, entry: Entry) -> None:
-        entry.spawning = self.next_id()
+        entry.spawning, entry.requested = self.next_id(), False
         task = asyncio.get_running_loop().create_task(self._spawned(entry, entry.spawning))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -421,7 +423,9 @@ class Supervisor:
         )
         self._by_run[run] = entry
         try:
-            live = await self._host.spawn(definition.run_spec(blank))
+            spec = definition.run_spec(blank)
+            entry.requested = True
+            live = await self._host.spawn(spec)
         except KeeperLost:
             return
         except (SpawnFailed, KeyError) as error:  # KeyError: the job's user is gone

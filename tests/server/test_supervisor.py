@@ -284,6 +284,28 @@ def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
         assert [unpack_command(packet)["id"] for packet in packets] == sent
 
 
+def test_a_kill_reaches_the_host_before_it_can_be_stored(tmp_path: Path) -> None:
+    host, ended = Host(), list[int]()
+
+    @contextmanager
+    def together() -> Iterator[None]:
+        yield
+        ended.append(len(host.ended))
+
+    async def kills() -> None:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(DEFINITION)
+        supervisor.apply(entry, policy.Autostart(), "the test")
+        spec = await host.asked.get()
+        supervisor.together = together
+        supervisor.apply(entry, policy.KillAsked(0.0), "kill")
+        host.forked.put_nowait(live(spec))
+        await entry.spawned()
+
+    asyncio.run(kills())
+    assert ended[0] == 1
+
+
 def test_what_waited_for_a_run_is_sent_before_the_run_is_stored(tmp_path: Path) -> None:
     host, sent = Host(), list[int]()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
