@@ -59,7 +59,8 @@ def _nobody_asked(story: Story, job: str, verdict: Verdict) -> None:
         if any(map(_is_cause, between)):
             continue
         # Whoever asks is answered once that is stored; a server that dies before may have had it done.
-        launch = next((event.data for event in reversed(between) if _is_launch(event)), None)
+        launches = (event.data for event in reversed(between) if _is_launch(event) and event.at > run.started)
+        launch = next(launches, None)  # not that of the run itself
         unstored = story.storage_failed(since, until) and story.server_died(since, story.stored_by(until))
         may_be_lost = launch is None or launch["from"] == "stopping"
         if launch and launch["why"] == _AGAIN and story.was(("job-remove",), since, until):

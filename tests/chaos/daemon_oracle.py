@@ -39,7 +39,8 @@ _NO_START = ("server-kill", "server-replace", "fork-cut", "descriptors-out", "di
 _CLOSE_S = 2.0
 _LEAVES_S = 10.0  # a server that was replaced has left by then
 _UP_S = 10.0  # a new server serves within that, however loaded the machine is
-_STARVED = ("Too many open files", "datetime_CAPI")  # Python's own datetime, as the fast one could not be opened
+# Python takes its own datetime where the fast one cannot be opened, and any error for a lack of temporary directories.
+_STARVED = ("Too many open files", "datetime_CAPI", "No usable temporary directory")
 _FIELD = re.compile(r' traceback=("(?:[^"\\]|\\.)*")')
 _CHAINED = r"\n\n(?:During handling|The above exception)"
 _LOGGED = re.compile(rf"^time=(\S+)|^Traceback .*\n(?:[ \t].*\n|\n)+(\S.*)$(?!{_CHAINED})", re.MULTILINE)

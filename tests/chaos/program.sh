@@ -8,7 +8,9 @@ note() {
     printf '{"f":"%s","t":%s,"run":%s,"pid":%s%s}\n' "$1" "$up" "$run" $$ "$2" >>"$facts"
 }
 exec 9>>"$CHAOS_FACTS/$1.lock"
-flock -n 9 || note twice
+until flock -n 9; do # one that was killed itself knows nothing
+    [ $? -eq 1 ] && note twice && break
+done
 note start
 trap 'note exit ",\"code\":0"; exit 0' TERM
 n=0
