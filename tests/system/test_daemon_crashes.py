@@ -292,7 +292,8 @@ def test_the_first_server_killed_before_it_serves_is_followed_by_one_that_does(d
     daemon.wait_serving()
     daemon.wait_state("one", "running")
     assert daemon.health()["server_starts"] == 2
-    assert len(daemon.rows("SELECT id FROM run WHERE reason IS NULL")) == 1
+    daemon.wait_for(lambda: daemon.rows("SELECT id FROM run WHERE ended_us IS NULL"), "its run is stored")
+    assert len(daemon.rows("SELECT id FROM run WHERE ended_us IS NULL")) == 1
 
 
 # the keeper
