@@ -31,11 +31,11 @@ def problems(config_dir: Path) -> tuple[list[str], int]:
 def warnings(config_dir: Path) -> list[str]:
     """Return a line for each thing in the directory that is not right, though it can be used."""
     try:
-        settings = configdir.load(config_dir).settings
+        loaded = configdir.load(config_dir)
     except ConfigError:  # which is a problem
         return []
-    no_jobs = [] if (config_dir / configdir.JOBS).exists() else [f"{config_dir}: there is no {configdir.JOBS}/ in it"]
-    return [*no_jobs, *(settings.warnings() if settings else [])]
+    no_jobs = [] if configdir.JOBS in loaded.there else [f"{config_dir}: there is no {configdir.JOBS}/ in it"]
+    return [*no_jobs, *(loaded.settings.warnings() if loaded.settings else [])]
 
 
 def schemas() -> str:

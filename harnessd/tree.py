@@ -21,7 +21,7 @@ _RLIMIT_LOCKS = 10  # asm-generic/resource.h; Python has no name for what Linux 
 _MARK_BIT = 1 << 61
 _STAT_BYTES = 4096  # more than there can be
 _PF_EXITING = 4  # include/linux/sched.h
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def new_mark() -> int:
@@ -100,7 +100,7 @@ def start_ticks(pid: int) -> int:
 
 def age_s(ticks: int) -> float:
     """Return the age of a process that started then, by the kernel's clock, whatever was done to the wall clock."""
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _TICKS_A_SECOND)
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_A_SECOND)
 
 
 def is_over(pid: int, ticks: int) -> bool:

@@ -87,8 +87,8 @@ def _piece(response: http.client.HTTPResponse) -> bytes:
 
 def _next_piece(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read1(_PIECE_BYTES)
-    except BROKEN:
+        return _piece(response)
+    except Failure:
         return b""  # whoever follows asks again from there
 
 

@@ -17,7 +17,6 @@ FRESH_S = 1.0  # figures are at most so old
 
 _MOST_THREADS = 256
 
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _NAMES = {"R": "running", "S": "sleeping", "D": "disk-sleep", "T": "stopped", "t": "tracing-stop", "Z": "zombie"}
 
@@ -77,7 +76,7 @@ class Sampler:
         state, (user, system), threads, started, rss = fields[0], fields[11:13], fields[17], fields[19], fields[21]
         if int(started) != self._start_ticks:
             return None  # another process has the pid by now
-        cpu_s = (int(user) + int(system)) / _TICKS_A_SECOND
+        cpu_s = (int(user) + int(system)) / tree.TICKS_A_SECOND
         percent = 100 * (cpu_s - self._cpu_s) / max(0.001, now - self._since)
         self._cpu_s, self._since = cpu_s, now
         return Figures(

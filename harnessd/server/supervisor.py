@@ -352,12 +352,11 @@ class Supervisor:
     def _end(self, entry: Entry, grace_s: float | None) -> None:
         assert isinstance(entry.job.life, policy.Stopping)
         note = EndNote(entry.job.life.reason, entry.job.want)
-        if entry.live:
-            self._host.end(entry.live.run, grace_s, note)
-        elif entry.spawning and entry.requested:
-            self._host.end(entry.spawning, grace_s, note)
-        elif entry.spawning:  # right behind the request for it
-            asyncio.get_running_loop().call_soon(self._host.end, entry.spawning, grace_s, note)
+        run = entry.live.run if entry.live else entry.spawning
+        if run and (entry.live or entry.requested):
+            self._host.end(run, grace_s, note)
+        elif run:  # right behind the request for it
+            asyncio.get_running_loop().call_soon(self._host.end, run, grace_s, note)
 
     def _arm(self, entry: Entry) -> None:
         if entry.timer:

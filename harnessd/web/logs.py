@@ -51,10 +51,9 @@ async def logs(call: Call) -> Response:
             f"cannot show the output of {entry.name!r}: it goes to the stdout and stderr of the script that runs it",
             job=entry.name,
         )
-    run = entry.live.run if wanted.run is None and entry.live else wanted.run
+    live = entry.live.run if entry.live else None
     try:
-        log = await outputs.in_thread(outputs.of_run, entry.name, wanted.stream, run, spec.log.merge)
-        start, end = await outputs.in_thread(_part, log, wanted, entry)
+        log, start, end = await outputs.in_thread(_part, outputs, wanted, entry.name, live, spec.log.merge)
     except OSError as error:
         raise Unavailable(f"cannot read the output of {entry.name!r}: {error}", job=entry.name) from None
     until = Following(call.context.stopping, entry, wanted.run) if wanted.follow else end
@@ -83,18 +82,19 @@ def _number(call: Call, name: str) -> int | None:
     return int(text)
 
 
-def _part(log: Log, wanted: Wanted, entry: Entry) -> tuple[int, int]:
-    """Return which part of the log is wanted. Raises NoSuchRun, OSError."""
+def _part(outputs: Logs, wanted: Wanted, job: str, live: int | None, merge: bool) -> tuple[Log, int, int]:
+    """Return the log and which part of it is wanted; `live` is the run that is there. Raises NoSuchRun, OSError."""
+    log = outputs.of_run(job, wanted.stream, live if wanted.run is None else wanted.run, merge)
     for _ in range(_TRIES):
         low, end = log.bounds()
         if wanted.run is not None:
             of_run = Runs(log).range_of(wanted.run)
             if of_run is None:
-                raise NoSuchRun(f"cannot show run {wanted.run} of {entry.name!r}: none of its output is kept")
+                raise NoSuchRun(f"cannot show run {wanted.run} of {job!r}: none of its output is kept")
             low, end = max(low, of_run[0]), max(low, end if of_run[1] is None else of_run[1])
         low = min(max(low, wanted.since or 0), end)
         try:
-            return low if wanted.tail is None else tail(log, low, end, wanted.tail), end
+            return log, low if wanted.tail is None else tail(log, low, end, wanted.tail), end
         except RotatedAway:
             continue  # while the lines were counted
     raise OSError("it is rotated away faster than it can be read")
