@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -57,13 +58,14 @@ def store_left_over(
     """Read what is left in the journals of runs that ended before: those that the keeper's death has ended (`lost`),
     those whose exits need nothing but to be stored (`passed`), and those whose ends were stored before their words.
 
-    The lines of jobs in `counting` have no numbers of their own: they are counted, as they are while such a run
-    lives."""
+    The lines of commands have no numbers of their own: they are counted, as they are while such a run lives. What a job
+    was is stored; `counting` tells the commands of now, for jobs of which nothing is."""
     now_us = time.time_ns() // 1000
     lost = list(lost)
     for run in lost:
         record(run)
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
+    counts = {row.name: json.loads(row.spec).get("command") is not None for row in known.jobs}
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.record.run not in known.ended]
     started = [unfinished.get(each.record.run) or run_started(each.record, journals) for each in ended]
@@ -73,8 +75,8 @@ def store_left_over(
     for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:
-            counts = run.job in counting
-            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counts)
+            counted = counts.get(run.job, run.job in counting)
+            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counted)
         except FileNotFoundError:  # it lay in memory, and the host was restarted
             record(JournalDone(run.id))
             continue
