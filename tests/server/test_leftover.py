@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from harnessd.server.adoption import Passed
 from harnessd.server.leftover import store_left_over
 from harnessd.server.places import journal_name
 from harnessd.server.reading import Reader
-from harnessd.server.records import JournalDone, Loaded, Record, RunStarted
+from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunStarted
 from harnessd.server.store import Store
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
@@ -25,9 +25,18 @@ from harnessd.wire import ExitRecord
 ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.1, 1 << 20, 0)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "counting"),
+    [((), {"etl"}), ((job_row(spec='{"command": ["feed"]}', removed_us=1),), ())],
+    ids=["defined", "removed since"],
+)
 @pytest.mark.parametrize("said_since", ["", '{"status":5}\n{"error":"late"}\n'])
 def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_they_are(
-    open_store: Callable[..., Store], tmp_path: Path, said_since: str
+    open_store: Callable[..., Store],
+    tmp_path: Path,
+    said_since: str,
+    jobs: tuple[JobRow, ...],
+    counting: Collection[str],
 ) -> None:
     path = tmp_path / journal_name(RUN, 3, "etl")
     path.write_text("".join(f'{{"status":{number}}}\n' for number in range(5)) + "torn\n")
@@ -45,8 +54,8 @@ def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_th
             file.write(said_since)
         done = asyncio.Event()
         reader = Reader(store, lambda _: done.set())
-        before_that = Loaded(runs=(started,))
-        store_left_over(reader, before_that, [started], (), store.put, tmp_path, {"etl"})
+        before_that = Loaded(jobs, runs=(started,))
+        store_left_over(reader, before_that, [started], (), store.put, tmp_path, counting)
         async with asyncio.timeout(10):
             await done.wait()
         reader.close()
