@@ -18,7 +18,7 @@ from harnessd.server.places import journal_name
 from harnessd.server.reading import Reader
 from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunStarted
 from harnessd.server.store import Store
-from harnessd.server.tape import Tape
+from harnessd.server.tape import UNNUMBERED, Tape
 from harnessd.states import ExitReason
 from harnessd.wire import ExitRecord
 
@@ -31,7 +31,7 @@ ENDED = ExitRecord(RUN, "etl", 42, 7, None, False, 1_700_000_009.0, 8.0, 8.0, 0.
     ids=["defined", "removed since"],
 )
 @pytest.mark.parametrize("said_since", ["", '{"status":5}\n{"error":"late"}\n'])
-def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_they_are(
+def test_lines_without_numbers_are_counted_and_not_stored_again_when_it_is_not_known_that_they_are(
     open_store: Callable[..., Store],
     tmp_path: Path,
     said_since: str,
@@ -63,6 +63,7 @@ def test_lines_without_numbers_are_not_stored_again_when_it_is_not_known_that_th
     asyncio.run(stored_twice())
     with store.readers.connect() as connection:
         said = connection.execute(text("SELECT status FROM status ORDER BY seq")).scalars().all()
+        assert all(seq < UNNUMBERED for seq in connection.execute(text("SELECT seq FROM status")).scalars())
         counted = connection.execute(text("SELECT status_rows FROM run")).scalar_one()
         told = connection.execute(text("SELECT kind FROM event WHERE kind IN ('torn', 'error') ORDER BY id")).scalars()
         assert list(told) == (["torn", "error"] if said_since else ["torn"])
