@@ -467,7 +467,7 @@ def _state_dir(inventory: Inventory, settings: Settings) -> Path:
     wanted = places.state_dir(settings.state_dir)
     for lock in inventory.stored.get("lock", []):
         held = Path(os.readlink(f"/proc/self/fd/{lock}")).parent
-        if held.exists() and not (wanted.exists() and held.samefile(wanted)):
+        if held.exists() and not (os.path.exists(wanted) and held.samefile(wanted)):
             import logging
 
             message = "state_dir is %s by now; it stays %s until the daemon itself is ended and started anew"

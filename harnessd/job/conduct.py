@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -28,6 +29,8 @@ from harnessd.job.journal import Journal
 from harnessd.wire import RunSpec
 
 _FLUSH_S = 2.0
+_FLUSH_ALL_S = 4.0
+_FLUSH_LATE_S = 0.05  # for each file after that
 _BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
@@ -106,13 +109,14 @@ def leave(code: int = 0, signal_number: int | None = None) -> NoReturn:
         if stream is not None and not getattr(stream, "closed", False) and not _attempt(stream.flush):
             code = code or 120  # as Python says that it could not flush
     rest = iter(_open_files())
+    until = time.monotonic() + _FLUSH_ALL_S
     flushing = None
     while flushing is None or flushing.is_alive():  # whoever writes to a full pipe holds it for ever
         flushing = threading.Thread(target=_flush, args=(rest,), daemon=True)
         if not _attempt(flushing.start):
             _flush(rest)
             break
-        flushing.join(_FLUSH_S)
+        flushing.join(min(_FLUSH_S, max(_FLUSH_LATE_S, until - time.monotonic())))
     if signal_number is not None:
         signal.signal(signal_number, signal.SIG_DFL)
         os.kill(os.getpid(), signal_number)

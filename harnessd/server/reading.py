@@ -241,7 +241,7 @@ class Reader:
             if reached.cuts == journal.tape.cuts:
                 journal.tape.give_back(reached.offset)
             if journal.behind and journal.pending == 0:
-                self._catch_up(journal)
+                self._catch_up(journal, _CHUNKS_AGAIN)
         elif not journal.behind or journal.pending == 0:
             journal.behind = True
             if journal.ended:
@@ -249,8 +249,9 @@ class Reader:
             asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
         self._drop_if_stored(journal)
 
-    def _catch_up(self, journal: _Journal) -> None:
-        """Read again what was read but not stored; the lines were told already."""
+    def _catch_up(self, journal: _Journal, chunks: int = 1) -> None:
+        """Read again what was read but not stored; the lines were told already. While it fails, one chunk each time."""
+        assert self._store
         if journal.pending or not journal.behind or journal.run not in self._journals:
             return
         tape, stored = journal.tape, journal.stored
@@ -258,7 +259,9 @@ class Reader:
             tape.notice_cut()
             reached = _place(tape)
             journal.pace = journal.stored_pace
-            while stored[:2] < reached[:2] and journal.pending < _CHUNKS_AGAIN:
+            while stored[:2] < reached[:2] and journal.pending < chunks:
+                if journal.pending and self._store.full():
+                    break
                 stored = self._put_again(journal, stored, reached)
             if journal.pending:
                 return

@@ -332,8 +332,8 @@ class Supervisor:
                 self._put_job(entry)
             for action in step.actions:  # a server that dies now has done what is stored
                 self._act(entry, action)
-        if before.want is not step.job.want and not step.actions and step.job.is_forced:
-            self._end(entry, None)
+            if before.want is not step.job.want and not step.actions and step.job.is_forced:
+                self._end(entry, None)
         self._arm(entry)
 
     def _act(self, entry: Entry, action: policy.Action) -> None:

@@ -128,14 +128,15 @@ def test_a_second_serve_is_refused_and_names_the_first(daemon: Daemon, tmp_path:
     assert daemon.rows("SELECT name FROM job") == [("idle",)]
 
 
-def test_the_state_directory_stays_as_long_as_the_daemon(daemon: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["other", "o" * 256], ids=["other", "one that cannot be"])
+def test_the_state_directory_stays_as_long_as_the_daemon(daemon: Daemon, tmp_path: Path, name: str) -> None:
     daemon.job("idle", "Idle")
     daemon.job("down", "Idle")
     daemon.start()
     daemon.post("/jobs/down/stop", wait=30)
     daemon.wait_state("down", "stopped")
     pid, server, state = daemon.wait_state("idle", "running")["pid"], daemon.server_pid(), daemon.state
-    daemon.state = tmp_path / "other"
+    daemon.state = tmp_path / name
     daemon.settings()
     daemon.state = state
     assert daemon.post("/reload").json()["restart_needed"] == ["state_dir"]
@@ -143,7 +144,7 @@ def test_the_state_directory_stays_as_long_as_the_daemon(daemon: Daemon, tmp_pat
     daemon.wait_new_server(server)
     assert (daemon.hb("idle")["pid"], daemon.hb("down")["state"]) == (pid, "stopped")
     assert f"it stays {state}" in daemon.log
-    assert not (tmp_path / "other").exists()
+    assert not os.path.exists(tmp_path / name)
 
 
 def test_a_port_in_use_is_said_in_one_line(daemon: Daemon) -> None:
