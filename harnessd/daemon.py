@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from harnessd.server.link import Link
     from harnessd.server.notifier import Notifier
     from harnessd.server.reading import Reader
-    from harnessd.server.records import Keep, Notice, Record
+    from harnessd.server.records import EventKind, Keep, Notice, Record
     from harnessd.server.records import Loaded as Known
     from harnessd.server.settings import Http, Settings
     from harnessd.server.shapes import ReceiverHealth
@@ -156,7 +156,7 @@ class Daemon:
     def _together(self) -> AbstractContextManager[object]:
         return self._store.together() if self._store else nullcontext()
 
-    def _note(self, kind: str, data: dict[str, Any], *, actor: str | None = None) -> None:
+    def _note(self, kind: EventKind, data: dict[str, Any], *, actor: str | None = None) -> None:
         import time
 
         from harnessd.server.records import Event

@@ -17,6 +17,7 @@ from helpers.waiting import DEADLINE_S
 from pydantic import BaseModel
 
 from harnessd import errors
+from harnessd.server.asked import KINDS
 from harnessd.server.jobspec import JobSpec
 from harnessd.server.schema import metadata, views
 from harnessd.server.settings import ScriptSettings, Settings, Table
@@ -83,6 +84,10 @@ def test_the_documented_states_commands_and_reasons_are_all_there_are() -> None:
 def test_every_table_and_view_is_documented() -> None:
     page = text("docs/sql.md")
     assert [name for name in (*metadata.tables, *views("sqlite")) if f"`{name}`" not in page] == []
+
+
+def test_every_kind_of_event_is_documented() -> None:
+    assert sorted(kind for row in rows(section("docs/sql.md", "Events")) for kind in codes(row[0])) == sorted(KINDS)
 
 
 # the keys of the configuration

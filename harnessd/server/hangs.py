@@ -8,10 +8,11 @@ from typing import Any
 
 from harnessd.server import policy, stack, watchdog
 from harnessd.server.entry import Entry, Live
+from harnessd.server.records import EventKind
 from harnessd.server.watchdog import Sight, Watch
 from harnessd.states import State
 
-Note = Callable[[Entry, str, str | None, dict[str, Any]], None]
+Note = Callable[[Entry, EventKind, str | None, dict[str, Any]], None]
 Apply = Callable[[Entry, policy.Event, str], None]
 _UNWATCHED = Watch()
 WATCHED = (State.STARTING, State.RUNNING)

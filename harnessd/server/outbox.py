@@ -20,7 +20,7 @@ from sqlalchemy import Connection, select
 
 from harnessd.server import schema
 from harnessd.server.courier import Courier, Undelivered
-from harnessd.server.records import Event, Notice, NoticesDone, Record
+from harnessd.server.records import Event, EventKind, Notice, NoticesDone, Record
 from harnessd.server.shapes import ReceiverHealth
 
 FIRST_DELAY_S = 1.0
@@ -155,7 +155,7 @@ class Outbox:
         self._done(notices, "notify-failed", {"why": why})
         self._error, self._failures = error or why, failures
 
-    def _done(self, notices: list[Notice], kind: str, data: Mapping[str, Any]) -> None:
+    def _done(self, notices: list[Notice], kind: EventKind, data: Mapping[str, Any]) -> None:
         """Take the first ones out, here and in the database, and record what has become of them."""
         now_us = time.time_ns() // 1000
         for notice in notices:

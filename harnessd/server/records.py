@@ -8,7 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+EventKind = Literal[
+    "adopted",
+    "client-dropped",
+    "command",
+    "config-cleared",
+    "error",
+    "gap",
+    "healthy",
+    "hung",
+    "hung-over",
+    "notified",
+    "notify-failed",
+    "preload-failed",
+    "read",
+    "refused",
+    "reload",
+    "server-start",
+    "state",
+    "storage",
+    "torn",
+    "unhealthy",
+    "unread",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +92,7 @@ class JournalDone:
 class Event:
     """Something that happened. `id` is given by the store when it is committed, and grows."""
 
-    kind: str
+    kind: EventKind
     at_us: int
     job: str | None = None
     run: int | None = None

@@ -42,7 +42,7 @@ from harnessd.server.host import EndNote, Host, LiveRun
 from harnessd.server.known import completed
 from harnessd.server.places import journal_name, journal_of
 from harnessd.server.reading import Reader
-from harnessd.server.records import Event, JobRow, JournalDone, Record, RunEnded, RunStarted, Sample
+from harnessd.server.records import Event, EventKind, JobRow, JournalDone, Record, RunEnded, RunStarted, Sample
 from harnessd.server.tape import Line, Tape
 from harnessd.states import ExitReason, State
 from harnessd.wire import MAX_PACKET_BYTES, ExitRecord, RunSpec, merged, pack_command
@@ -258,14 +258,15 @@ class Supervisor:
 
     async def kill(self, entry: Entry, *, grace_s: float | None, actor: str = "", wait: bool = True) -> Exit | None:
         """End the run's whole tree. Return how it ended once nothing is left of it; None when not waited for."""
-        number = self.next_id()
-        self._note(entry, "command", actor, {"id": number, "verb": "kill", "data": None, "queued": False})
         step = policy.step(entry.job, policy.KillAsked(grace_s), time.monotonic(), entry.definition.rules)
         entry.commands["refused" if step.refused else "done"] += 1
         if step.refused:
             raise WrongState(f"cannot kill {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
         ended = entry.gone()
-        self._take(entry, step, "kill")
+        with self.together():
+            told = {"id": self.next_id(), "verb": "kill", "data": None, "queued": False}
+            self._note(entry, "command", actor, told)
+            self._take(entry, step, "kill")
         if wait and (entry.live or entry.spawning):
             await self._outcome(entry, ended, "how it ended")
         await self.settle()
@@ -675,7 +676,7 @@ class Supervisor:
     def _note(
         self,
         entry: Entry,
-        kind: str,
+        kind: EventKind,
         actor: str | None,
         data: dict[str, Any],
         *,

@@ -21,6 +21,7 @@ from harnessd.errors import Misplaced, StoreError
 from harnessd.server import desired, schema
 from harnessd.server.records import (
     Event,
+    EventKind,
     JobRow,
     JournalDone,
     Loaded,
@@ -283,4 +284,4 @@ def _said(line: Line, job: str) -> Event:
     return Event(_KINDS[line.kind], line.at_us, job, line.run, data=data)
 
 
-_KINDS = {"ack": "read", "error": "error", "torn": "torn", "gap": "gap"}
+_KINDS: dict[str, EventKind] = {"ack": "read", "error": "error", "torn": "torn", "gap": "gap"}

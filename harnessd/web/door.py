@@ -16,8 +16,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 
-from starlette.exceptions import HTTPException
-
+from harnessd.errors import Unavailable
 from harnessd.web.connection import Connection, refusal
 from harnessd.web.room import Room, peer_of
 
@@ -143,4 +142,4 @@ class Door:
             logger.warning("%s; said at most once a minute", what)
 
 
-_FULL = refusal(HTTPException(503, "cannot serve one more connection: every one there is has a request under way"))
+_FULL = refusal(Unavailable("cannot serve one more connection: every one there is has a request under way"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from harnessd.errors import BadRequest
-from harnessd.server.asked import FIELD, KIND, MOST_FIELDS, MOST_NUMBER, MOST_ROWS, ORDERS, USUAL_ROWS, parse
+from harnessd.server.asked import FIELD, KINDS, MOST_FIELDS, MOST_NUMBER, MOST_ROWS, ORDERS, USUAL_ROWS, parse
 from harnessd.server.timespan import EPOCH, SPAN, moment_us
 from harnessd.states import State
 from harnessd.web.body import DURATION, duration
@@ -79,7 +79,10 @@ _SWITCH = _one_of("0", "1")
 
 NAME = Parameter("name", "a job; `/jobs` lists them", {"type": "string", "minLength": 1}, "path")
 WAIT = Parameter(
-    "wait", "seconds to wait until the job has read it: `5`, `0.5`, `500ms`, `2m`, to an hour", _SECONDS, check=duration
+    "wait",
+    "seconds to wait until the job has read it: `5`, `0.5`, `500ms`, `2m`, to an hour. A signal counts as read",
+    _SECONDS,
+    check=duration,
 )
 WAIT_END = Parameter("wait", "`0`: answer at once, and not when nothing of the run is left", _SECONDS, check=duration)
 GRACE = Parameter(
@@ -108,7 +111,9 @@ EVERY = Parameter(
     "one row for each length of time, `60s`: the last status and min, max and mean",
     _text(f"(?=[0-9.]*[1-9]){SPAN}"),
 )
-KIND_OF = Parameter("kind", "only events of these kinds, as in `state,command`", _list(KIND, MOST_FIELDS))
+KIND_OF = Parameter(
+    "kind", "only events of these kinds, as in `state,command`", _list(f"(?:{'|'.join(KINDS)})", MOST_FIELDS)
+)
 JOB = Parameter("job", "only of this job", {"type": "string", "minLength": 1})
 FOLLOW = Parameter("follow", "`1`: as it happens, in an answer without end", _SWITCH)
 FOLLOW_EVENTS = Parameter(

@@ -47,7 +47,7 @@ HEADERS: dict[int, dict[str, str]] = {
 }
 # What no class of error stands for.
 _OTHER_KINDS = {400: "client-gone", 500: "internal-error"}
-_BY_HTTP = (405, 414, 429, 431)
+_BY_HTTP = (405, 408, 414, 429, 431)
 # HTTPStatus has other phrases for these in Python 3.11 and 3.12 than in 3.13.
 TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 SHOWN_PATH_CHARS = 120

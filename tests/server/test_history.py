@@ -487,7 +487,8 @@ def test_large_events_come_a_few_at_a_time(reader: Reader) -> None:
         ("history", {"run": 1 << 63}, "takes a number"),
         ("history", {"every": "0s"}, "length of time"),
         ("history", {"since": "yesterday"}, "ISO time"),
-        ("events", {"kind": "a,,b"}, "kinds of events"),
+        ("events", {"kind": "a,,b"}, "no such events as 'a'; there are: adopted, "),
+        ("events", {"kind": "command,stat"}, "did you mean 'state'"),
         ("history", {"fields": ",".join(f"f{n}" for n in range(51))}, "at most 50"),
     ],
 )

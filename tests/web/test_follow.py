@@ -326,7 +326,7 @@ def test_a_server_that_stops_ends_its_streams(run: Any, monkeypatch: pytest.Monk
         ("follow=1&since=-1h", {}, "no such parameter"),
         ("follow=1&cursor=abc", {}, "takes the id of an event"),
         ("follow=1", {"last_event_id": "99999999999999999999"}, "takes the id of an event"),
-        ("follow=1&kind=A", {}, "kinds of events"),
+        ("follow=1&kind=A", {}, "no such events as 'A'; there are: adopted"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(run: Any, query: str, headers: dict[str, str], words: str) -> None:
