@@ -324,7 +324,9 @@ class Daemon:
         store_left_over(reader, known, plan.lost, plan.passed.values(), self._record, self._journals, counting)
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed))
-        await self._recall(self._supervisor)
+        unstored = [(run.job, run.id) for run in known.runs]
+        unstored += [(passed.record.job, passed.record.run) for passed in plan.passed.values()]
+        await self._recall(self._supervisor, unstored)
         self._notify()
         self._supervisor.read_with(reader)
         return reader
@@ -361,7 +363,7 @@ class Daemon:
 
         self._record(JournalDone(run))
 
-    async def _recall(self, supervisor: Supervisor) -> None:
+    async def _recall(self, supervisor: Supervisor, unstored: list[tuple[str, int]]) -> None:
         """Give each job its last status, its last exit and its unread commands back."""
         import logging
         import time
@@ -373,7 +375,7 @@ class Daemon:
         assert self._store
         try:
             with self._store.readers.connect() as connection:
-                supervisor.recall(recall(connection, since_us))
+                supervisor.recall(recall(connection, since_us), unstored)
         except Exception as error:  # a database that cannot be read is no reason not to serve
             logging.getLogger(__name__).error("cannot recall the jobs' last statuses: %s", error)
             self._store.suspect(error)

@@ -524,14 +524,20 @@ class Supervisor:
             page=memoryview(bytearray(16)).cast("Q"),
         )
 
-    def recall(self, recalled: Recalled) -> None:
-        """Give the jobs back what an earlier server knew of them, and the runs the commands that it died with."""
+    def recall(self, recalled: Recalled, runs: Iterable[tuple[str, int]]) -> None:
+        """Give the jobs back what an earlier server knew of them, and the runs the commands that it died with.
+
+        `runs` are of which jobs, their ends not yet stored: what came before one of them began was for that one.
+        """
+        runs = list(runs)
         for entry in self._entries.values():
             entry.last_status = entry.last_status or recalled.statuses.get(entry.name)
             entry.last_exit = entry.last_exit or recalled.exits.get(entry.name)
             if entry.live and entry.live.adopted:
-                before = recalled.exits.get(entry.name)
-                since = before.run if before else 0
+                before = [run for job, run in runs if job == entry.name and run < entry.live.run]
+                if stored := recalled.exits.get(entry.name):
+                    before.append(stored.run)
+                since = max(before, default=0)
                 self._recall_unread(entry, entry.live, recalled.unread.get(entry.name, {}), since)
 
     def store_owed(self) -> None:

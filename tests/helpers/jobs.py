@@ -33,6 +33,15 @@ class Idle(Cradle):
         self.set_status({"pid": os.getpid(), "told": told, "config": self.get_config(), "args": sys.argv[1:]})
 
 
+class Late(Idle):
+    """Begins to read its commands when the file that is named exists."""
+
+    def run(self, *args: str) -> int:
+        while not os.path.exists(args[0]):
+            time.sleep(0.01)
+        return super().run()
+
+
 class Deaf(Cradle):
     """Never looks at its mailbox."""
 

@@ -237,13 +237,14 @@ def test_the_exit_of_a_run_that_could_not_be_handed_over_is_stored(tmp_path: Pat
     assert host.acknowledged == [run]
 
 
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not yet"])
 @pytest.mark.parametrize(
     ("owed", "read", "sent"),
     [(True, False, [2, 3]), (True, True, [3]), (False, False, [])],
     ids=["all", "rest", "none"],
 )
 def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
-    tmp_path: Path, owed: bool, read: bool, sent: list[int]
+    tmp_path: Path, stored: bool, owed: bool, read: bool, sent: list[int]
 ) -> None:
     journal = tmp_path / "journal"
     journal.write_text('{"seq":1,"t":1.5,"ack":2}\n' if read else "")
@@ -269,8 +270,9 @@ def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
         job = policy.Job(Want.UP, policy.Running(0.0))
         supervisor.adopt(Adopted("etl", job, run, outdated=False, owed=owed), 0, 0)
         assert starts() == (not owed), "one that is stored is owed nothing, should this server end as well"
-        before = Exit(2, 0, None, ExitReason.COMPLETED, 1.0)
-        supervisor.recall(Recalled(exits={"etl": before}, unread={"etl": queued}))
+        exits = {"etl": Exit(2, 0, None, ExitReason.COMPLETED, 1.0)} if stored else {}
+        unstored = [("etl", 2), ("feed", 5), ("etl", RUN)] if not stored else []
+        supervisor.recall(Recalled(exits=exits, unread={"etl": queued}), unstored)
         supervisor.store_owed()
         assert starts() == 1
         assert entry.live

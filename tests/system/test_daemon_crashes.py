@@ -154,6 +154,26 @@ def test_commands_for_a_run_that_was_being_forked_when_the_server_died_reach_it_
     assert read[:3] == [answer.json()["id"] for answer in sent]
 
 
+def test_what_the_run_before_has_read_is_not_sent_again_when_that_was_never_stored(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    daemon.job("late", "Late", args=[f"{tmp_path}/go"], autostart=False)
+    daemon.start()
+    assert daemon.post("/jobs/late/start").status_code == 202
+    pid = daemon.wait_state("late", "starting", "running")["pid"]
+    with closing(sqlite3.connect(daemon.state / "harnessd.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        (tmp_path / "go").touch()
+        daemon.wait_status("late", pid=pid, told=["START"])
+        os.kill(pid, signal.SIGKILL)
+        daemon.wait_for(lambda: daemon.status("late")["pid"] != pid, "the next run")
+        server = daemon.kill_server()
+        other.execute("ROLLBACK")
+    daemon.wait_new_server(server)
+    assert daemon.post("/jobs/late/pause", wait=30).status_code == 200
+    daemon.wait_status("late", told=["PAUSE"])
+
+
 def test_states_and_wants_survive_the_server(daemon: Daemon) -> None:
     for name in ("runs", "paused", "stopped", "killed", "stopping"):
         daemon.job(name, "Deaf" if name == "stopping" else "Idle")
