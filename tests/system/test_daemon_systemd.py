@@ -140,7 +140,7 @@ def test_the_upgrade_of_the_page_leaves_the_jobs_alone(daemon: Daemon) -> None:
     (block,) = fenced(section("docs/service.md", "Upgrade without stopping a job"), "sh")
     backup, install, replace = block.splitlines()
     shell = Shell(daemon.folder, daemon.port)
-    shell(backup.replace("/etc/harnessd", str(daemon.config)))
+    shell(backup.replace("/opt/harnessd/bin/", "").replace("/etc/harnessd", str(daemon.config)))
     assert (daemon.folder / "before-upgrade.db").stat().st_size > 0
     assert install == "/opt/harnessd/bin/pip install --upgrade harnessd"
     assert replace == "systemctl kill --kill-whom=main --signal=USR2 harnessd"

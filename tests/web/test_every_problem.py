@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -27,7 +29,7 @@ Answer = tuple[int, str, bytes]
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that wants a token. Two of its jobs read nothing, one cannot be told anything, one has no run."""
     made = Daemon(tmp_path_factory.mktemp("daemon"))
-    made.settings(http=f'token = "{TOKEN}"\ntrust_loopback = false\nmax_body_bytes = 100000')
+    made.settings(http=f'token = "{TOKEN}"\ntrust_loopback = false\nmax_body_bytes = 100000\nbody_seconds = 2')
     made.job("deaf", ["sleep", "1000"], control="messages")
     made.job("full", ["sleep", "1000"], control="messages")
     made.job("shut", ["sh", "-c", 'eval "exec $HARNESS_MAILBOX<&-"; echo shut; exec sleep 1000'], control="messages")
@@ -59,6 +61,16 @@ def full(daemon: Daemon) -> Answer:
 
 def send(daemon: Daemon) -> httpx.Response:
     return daemon.post("/jobs/full/config", {"pad": "x" * 50_000})
+
+
+def slow(daemon: Daemon) -> Answer:
+    """Send the headers of a command, and never its data."""
+    headers = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), DEADLINE_S) as client:
+        client.sendall(f"POST /jobs/deaf/start HTTP/1.1\r\n{headers}".encode())
+        answer = HTTPResponse(client)
+        answer.begin()
+        return answer.status, answer.headers["content-type"], answer.read()
 
 
 def without_config(daemon: Daemon) -> Answer:
@@ -128,6 +140,7 @@ PROVOKED: dict[str, Callable[[Daemon], Answer]] = {
     "no-such-run": asked("GET", "/jobs/deaf/logs?run=1"),
     "no-such-route": asked("GET", "/jobs/deaf/hbb"),
     "method-not-allowed": asked("PUT", "/jobs/deaf/hb"),
+    "request-timeout": slow,
     "ambiguous-job": asked("GET", "/hb"),
     "mailbox-closed": asked("POST", "/jobs/shut/config", json={}),
     "not-python": asked("GET", "/jobs/deaf/stack"),
