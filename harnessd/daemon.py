@@ -20,7 +20,7 @@ _APPLIED = frozenset({"default_job", "history", "notify", "preload"})  # setting
 SOCKET_NAME = "harnessd.sock"  # in the state directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from harnessd.server.adoption import Plan
     from harnessd.server.configdir import Loaded
@@ -314,6 +314,7 @@ class Daemon:
 
     async def _begin_reading(self, store: Store, plan: Plan, known: Known) -> Reader:
         """Follow the journals, those that were left behind first."""
+        from collections import defaultdict
         from functools import partial
 
         from harnessd.server.leftover import store_left_over
@@ -324,8 +325,11 @@ class Daemon:
         store_left_over(reader, known, plan.lost, plan.passed.values(), self._record, self._journals, counting)
         for passed in plan.passed:
             self._when_stored(partial(self._link.acknowledge, passed))
-        unstored = [(run.job, run.id) for run in known.runs]
-        unstored += [(passed.record.job, passed.record.run) for passed in plan.passed.values()]
+        unstored = defaultdict[str, list[int]](list)
+        for run in known.runs:
+            unstored[run.job].append(run.id)
+        for record, _ in plan.passed.values():
+            unstored[record.job].append(record.run)
         await self._recall(self._supervisor, unstored)
         self._notify()
         self._supervisor.read_with(reader)
@@ -363,7 +367,7 @@ class Daemon:
 
         self._record(JournalDone(run))
 
-    async def _recall(self, supervisor: Supervisor, unstored: list[tuple[str, int]]) -> None:
+    async def _recall(self, supervisor: Supervisor, unstored: Mapping[str, list[int]]) -> None:
         """Give each job its last status, its last exit and its unread commands back."""
         import logging
         import time

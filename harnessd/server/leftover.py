@@ -65,7 +65,7 @@ def store_left_over(
     for run in lost:
         record(run)
         record(RunEnded(run.id, now_us, reason=ExitReason.LOST))
-    counts = {row.name: json.loads(row.spec).get("command") is not None for row in known.jobs}
+    specs = {row.name: row.spec for row in known.jobs}
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.record.run not in known.ended]
     started = [unfinished.get(each.record.run) or run_started(each.record, journals) for each in ended]
@@ -75,8 +75,9 @@ def store_left_over(
     for run in (*lost, *known.unread, *started):
         path = Path(run.journal)
         try:
-            counted = counts.get(run.job, run.job in counting)
-            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counted)
+            spec = json.loads(specs.get(run.job, "{}"))
+            counts = spec["command"] is not None if "command" in spec else run.job in counting
+            tape = Tape(path, run.id, offset=run.journal_offset, lines=run.journal_lines, counts_lines=counts)
         except FileNotFoundError:  # it lay in memory, and the host was restarted
             record(JournalDone(run.id))
             continue

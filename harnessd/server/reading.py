@@ -259,9 +259,7 @@ class Reader:
             tape.notice_cut()
             reached = _place(tape)
             journal.pace = journal.stored_pace
-            while stored[:2] < reached[:2] and journal.pending < chunks:
-                if journal.pending and self._store.full():
-                    break
+            while stored[:2] < reached[:2] and journal.pending < (1 if self._store.full() else chunks):
                 stored = self._put_again(journal, stored, reached)
             if journal.pending:
                 return

@@ -524,17 +524,16 @@ class Supervisor:
             page=memoryview(bytearray(16)).cast("Q"),
         )
 
-    def recall(self, recalled: Recalled, runs: Iterable[tuple[str, int]]) -> None:
+    def recall(self, recalled: Recalled, unstored: Mapping[str, Iterable[int]]) -> None:
         """Give the jobs back what an earlier server knew of them, and the runs the commands that it died with.
 
-        `runs` are of which jobs, their ends not yet stored: what came before one of them began was for that one.
+        `unstored` are each job's runs of which no end is stored: what came before one of them began was for that one.
         """
-        runs = list(runs)
         for entry in self._entries.values():
             entry.last_status = entry.last_status or recalled.statuses.get(entry.name)
             entry.last_exit = entry.last_exit or recalled.exits.get(entry.name)
             if entry.live and entry.live.adopted:
-                before = [run for job, run in runs if job == entry.name and run < entry.live.run]
+                before = [run for run in unstored.get(entry.name, ()) if run < entry.live.run]
                 if stored := recalled.exits.get(entry.name):
                     before.append(stored.run)
                 since = max(before, default=0)

@@ -271,7 +271,7 @@ def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
         supervisor.adopt(Adopted("etl", job, run, outdated=False, owed=owed), 0, 0)
         assert starts() == (not owed), "one that is stored is owed nothing, should this server end as well"
         exits = {"etl": Exit(2, 0, None, ExitReason.COMPLETED, 1.0)} if stored else {}
-        unstored = [("etl", 2), ("feed", 5), ("etl", RUN)] if not stored else []
+        unstored = {} if stored else {"etl": [2, RUN], "feed": [5]}
         supervisor.recall(Recalled(exits=exits, unread={"etl": queued}), unstored)
         supervisor.store_owed()
         assert starts() == 1
