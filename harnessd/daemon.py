@@ -104,7 +104,7 @@ class Daemon:
         settings = self._settings
         state = self._state = _state_dir(inventory, settings)
         places.make_private(state)
-        self._lock = _hold_lock(link, inventory, state, hello["pid"])
+        _hold_lock(link, inventory, state, hello["pid"])
         journals = places.journals(settings.journal, places.runtime_dir(settings.runtime_dir), state)
         self._journals = journals
         with suppress(OSError):  # on a read-only filesystem the runs have no output, and run
@@ -120,9 +120,9 @@ class Daemon:
         listening = [await _listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         link.preload(settings.preload)
         held = [*(run.run for run in inventory.live), *(record.run for record in inventory.exits)]
-        known = with_unstored(self._known(state), journals, held)
+        known = with_unstored(self._known(), journals, held)
         end_unheld(known, journals, held)
-        plan = self._take_over(supervisor, inventory, known, cold=not hello.get("served", True))
+        plan = self._take_over(inventory, known, cold=not hello.get("served", True))
         for run in plan.strays:
             os.close(run.mailbox)
             if not run.end_note:
@@ -130,8 +130,8 @@ class Daemon:
         if link.ending:
             supervisor.shut_down()
         self._note("server-start", {"pid": os.getpid(), "starts": hello["server_starts"], "error": known.error})
-        await self._launch(supervisor, {name: why for name, why in plan.launch.items() if name not in self._gone})
-        await self._serve(listening, plan, known, state)
+        await self._launch({name: why for name, why in plan.launch.items() if name not in self._gone})
+        await self._serve(listening, plan, known)
 
     def _record(self, record: Record) -> None:
         if self._store:
@@ -209,20 +209,22 @@ class Daemon:
 
     # the jobs
 
-    def _known(self, state: Path) -> Known:
+    def _known(self) -> Known:
+        from harnessd.server import places
         from harnessd.server.desired import load_fast
 
         if self._settings.database is None:
-            return load_fast(state / "harnessd.db")
-        return self._open_store(state).load()
+            return load_fast(self._state / places.DATABASE_NAME)
+        return self._open_store().load()
 
-    def _open_store(self, state: Path, known: Known | None = None) -> Store:
+    def _open_store(self, known: Known | None = None) -> Store:
         """Open the store, of which this is known if it was read before."""
+        from harnessd.server import places
         from harnessd.server.archive import when_seen
         from harnessd.server.store import Store
 
         if self._store is None:
-            self._store = Store.open(self._settings.database or state / "harnessd.db")
+            self._store = Store.open(self._settings.database or self._state / places.DATABASE_NAME)
             if (known or self._store.load()).error:
                 when_seen(self._store, self._supervisor.learn)
             with self._store.together():
@@ -231,14 +233,14 @@ class Daemon:
             self._early.clear()
         return self._store
 
-    def _take_over(self, supervisor: Supervisor, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
+    def _take_over(self, inventory: Inventory, known: Known, *, cold: bool) -> Plan:
         """Register the jobs, those that an earlier server has left with their runs. Return what is to be done."""
         import json
         import time
 
         from harnessd.server.adoption import plan
 
-        definitions = self._definitions()
+        definitions, supervisor = self._definitions(), self._supervisor
         found = plan(definitions, known, inventory.live, inventory.exits, cold=cold, now=time.monotonic())
         overrides = {row.name: json.loads(row.overrides) for row in known.jobs if row.removed_us is None}
         supervisor.seen_id(known.last_run)
@@ -254,10 +256,11 @@ class Daemon:
             supervisor.withdraw(supervisor.find(name))
         return found
 
-    async def _launch(self, supervisor: Supervisor, wanted: dict[str, str]) -> None:
+    async def _launch(self, wanted: dict[str, str]) -> None:
         """Start the jobs, a few at a time: the keeper forks those while the next are got ready."""
         from harnessd.server import policy
 
+        supervisor = self._supervisor
         for number, (name, why) in enumerate(wanted.items(), 1):
             if supervisor.ending:
                 break
@@ -268,7 +271,7 @@ class Daemon:
 
     # serving
 
-    async def _serve(self, listening: list[socket.socket], plan: Plan, known: Known, state: Path) -> None:
+    async def _serve(self, listening: list[socket.socket], plan: Plan, known: Known) -> None:
         import gc
         import signal
 
@@ -276,7 +279,7 @@ class Daemon:
         from harnessd.web.app import guard_policy, make_app
         from harnessd.web.serving import HttpServer
 
-        store = self._open_store(state, known)
+        store = self._open_store(known)
         reader = await self._begin_reading(store, plan, known)
         context = self._context(store)
         server = HttpServer(make_app(context, guard_policy(self._settings.http)), listening, self._settings.http)
@@ -293,7 +296,7 @@ class Daemon:
             loop.create_task(_tick(self._supervisor, self._settings.sample_seconds)),
             loop.create_task(trim_now_and_then(store, self._kept)),
         ]
-        await self._until_told(self._link)
+        await self._until_told()
         for chore in chores:
             chore.cancel()
         if self._link.lost.is_set() and await _is_gone(self._hello["pid"]):
@@ -308,7 +311,7 @@ class Daemon:
             await self._notifier.close()
         if self._supervisor.ending:  # the keeper still holds the lock
             with suppress(OSError):
-                (state / SOCKET_NAME).unlink()
+                (self._state / SOCKET_NAME).unlink()
         await self._logs.close()
         await asyncio.to_thread(store.close)
 
@@ -330,7 +333,7 @@ class Daemon:
             unstored[run.job].append(run.id)
         for record, _ in plan.passed.values():
             unstored[record.job].append(record.run)
-        await self._recall(self._supervisor, unstored)
+        await self._recall(unstored)
         self._notify()
         self._supervisor.read_with(reader)
         return reader
@@ -367,13 +370,14 @@ class Daemon:
 
         self._record(JournalDone(run))
 
-    async def _recall(self, supervisor: Supervisor, unstored: Mapping[str, list[int]]) -> None:
+    async def _recall(self, unstored: Mapping[str, list[int]]) -> None:
         """Give each job its last status, its last exit and its unread commands back."""
         import logging
         import time
 
         from harnessd.server.recall import recall
 
+        supervisor = self._supervisor
         started = [entry.live.info.started_at for entry in supervisor.entries() if entry.live]
         since_us = int((min(started, default=time.time()) - _BEFORE_RUN_S) * 1e6)
         assert self._store
@@ -415,8 +419,8 @@ class Daemon:
     def _receivers(self) -> list[ReceiverHealth]:
         return self._notifier.health() if self._notifier else []
 
-    async def _until_told(self, link: Link) -> None:
-        waiting = [asyncio.ensure_future(self._leave.wait()), asyncio.ensure_future(link.lost.wait())]
+    async def _until_told(self) -> None:
+        waiting = [asyncio.ensure_future(self._leave.wait()), asyncio.ensure_future(self._link.lost.wait())]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in waiting:
             each.cancel()
@@ -482,7 +486,7 @@ def _state_dir(inventory: Inventory, settings: Settings) -> Path:
     return wanted
 
 
-def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> list[int]:
+def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -> None:
     """Lock the state directory in the keeper's name; the keeper holds the lock from server to server.
 
     So does each server to its end: one whose keeper was killed still writes, and the next daemon must wait for it.
@@ -494,7 +498,6 @@ def _hold_lock(link: Link, inventory: Inventory, state: Path, keeper_pid: int) -
         held = [places.lock(state)]
         link.store("lock", held)
     places.sign_lock(held[0], keeper_pid, os.getpid())
-    return held
 
 
 async def _listen(link: Link, inventory: Inventory, http: Http) -> socket.socket:

@@ -235,7 +235,7 @@ def _reap(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_parent() -> Any:
+def _quiet_parent() -> Iterator[None]:
     """Take SIGINT and SIGTERM for the time of the run, and give them back as they were."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -66,8 +66,7 @@ def damage(config_dir: Path) -> list[str]:
 def vacuum(config_dir: Path) -> str:
     """Give the space of deleted rows back to the filesystem."""
     with _database(config_dir) as database, database.connect() as connection:
-        for _ in database.vacuum(connection):
-            pass
+        database.vacuum(connection)
     return "done"
 
 
@@ -102,7 +101,7 @@ def revoke_token(state_dir: Path, name: str) -> None:
 @contextmanager
 def _database(config_dir: Path) -> Iterator[Database]:
     settings = configdir.load(config_dir).require_settings()
-    where = settings.database or places.state_dir(settings.state_dir) / "harnessd.db"
+    where = settings.database or places.state_dir(settings.state_dir) / places.DATABASE_NAME
     if isinstance(where, Path) and not where.exists():
         raise StoreError(f"cannot use {where}: there is no database yet")
     database = Database(where)

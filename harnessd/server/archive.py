@@ -1,4 +1,4 @@
-"""The store as a server uses it: what was recorded before there was one, what is safe, what lasts from run to run."""
+"""The store as a server uses it: what waits until it can be read, what is forgotten, and the history of a script."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ScriptArchive:
         places.make_private(state)
         self._lock = places.lock(state)
         places.sign_lock(self._lock, os.getpid())
-        self.store = Store.open(state / "harnessd.db")
+        self.store = Store.open(state / places.DATABASE_NAME)
         self.known = self.store.load()
 
     def overrides(self, job: str) -> dict[str, Any]:

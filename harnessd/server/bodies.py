@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from harnessd import __version__
-from harnessd.server.entry import Entry, iso
+from harnessd.server.entry import Entry
 from harnessd.server.shapes import (
     Check,
     Config,
@@ -22,6 +22,7 @@ from harnessd.server.shapes import (
     Vitals,
     Whole,
 )
+from harnessd.server.timespan import iso
 from harnessd.server.watchdog import Checked
 from harnessd.wire import merged
 
@@ -30,8 +31,7 @@ STATUS_SHORT_CHARS = 500  # of a status as JSON, in the list of all jobs
 
 def heartbeat(entry: Entry) -> Vitals:
     """Return all that is known from outside, without asking the job; figures are at most a second old."""
-    live, status = entry.live, entry.last_status
-    now = time.time()
+    live = entry.live
     return {
         "job": entry.name,
         "state": entry.job.state,
@@ -46,11 +46,15 @@ def heartbeat(entry: Entry) -> Vitals:
         "pulse": live.pulse() if live else None,
         "hung_s": round(live.watch.quiet_s, 1) if live and live.watch.hung else None,
         "check": _checked(entry.checked) if live and entry.checked else None,
-        "status_age_s": round(max(0.0, now - status.at_us / 1e6), 3) if status else None,
+        "status_age_s": _rounded(entry.status_age_s()),
         "mailbox": {"waiting": len(live.unread) + len(entry.outbox) if live else len(entry.outbox)},
         "last_exit": entry.last_exit.shown() if entry.last_exit else None,
-        "time": iso(now),
+        "time": iso(time.time_ns() // 1000),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _checked(checked: Checked) -> Check:
@@ -58,7 +62,7 @@ def _checked(checked: Checked) -> Check:
         "ok": checked.ok,
         "failures": checked.failures,
         "last_error": checked.last_error,
-        "at": iso(checked.at) if checked.at is not None else None,
+        "at": iso(int(checked.at * 1e6)) if checked.at is not None else None,
     }
 
 
@@ -84,7 +88,7 @@ def summary_in_full(entry: Entry) -> FullSummary:
         **summary(entry),
         "cpu_percent": figures.cpu_percent if figures else None,
         "rss_bytes": figures.rss_bytes if figures else None,
-        "status_age_s": round(time.time() - status.at_us / 1e6, 3) if status else None,
+        "status_age_s": _rounded(entry.status_age_s()),
         "status_text": status.text[:STATUS_SHORT_CHARS] if status else None,
     }
 
@@ -119,7 +123,7 @@ def status(entry: Entry) -> Status:
         "job": entry.name,
         "run": line.run if line else None,
         "seq": line.seq if line else None,
-        "at": iso(line.at_us / 1e6) if line else None,
+        "at": iso(line.at_us) if line else None,
         "status": json.loads(line.text) if line else None,
     }
 

@@ -11,6 +11,8 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+from harnessd.server.definition import OWN_VARIABLES
+
 if TYPE_CHECKING:
     import httpx
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 _LATER = frozenset({408, 425, 429})  # of 4xx, those that ask for another try
 _MOST_LATER_S = 3600.0
-_OWN_VARIABLES = "HARNESSD_"
 
 
 class Undelivered(Exception):
@@ -111,7 +112,7 @@ class Program:
         self._timeout_s = settings.timeout
 
     async def send(self, body: bytes) -> None:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
         none = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(

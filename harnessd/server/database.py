@@ -6,7 +6,6 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from enum import Enum, auto
 from pathlib import Path
@@ -19,8 +18,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from harnessd.errors import StoreError
 from harnessd.server import migrations
+from harnessd.server.desired import BUSY_MS
 
-BUSY_MS = 1000  # a database locked for longer counts as failing
 WAL_LIMIT_BYTES = 64 << 20  # a larger write-ahead log is cut as soon as no reader needs it
 _CHECKPOINT_PAGES = 1000
 _WRITER_CACHE_KIB = 32 << 10
@@ -114,13 +113,12 @@ class Database:
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             driver.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
-    def vacuum(self, connection: Connection) -> Iterator[int]:
-        """Do it, in one step. Raise StoreError where the database does it by itself."""
+    def vacuum(self, connection: Connection) -> None:
+        """Give freed pages back to the filesystem. Raise StoreError where the database does it by itself."""
         if self.path is None:
             raise StoreError("cannot vacuum: this database does that by itself")
         _driver(connection).execute("VACUUM")
         _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        yield 0
 
     def damage(self, connection: Connection) -> list[str]:
         """Return what SQLite finds wrong with the file; nothing for another database, which looks after itself."""

@@ -16,7 +16,7 @@ from harnessd.server.policy import Rules
 from harnessd.server.settings import History, ScriptSettings
 from harnessd.wire import RunSpec
 
-_OWN_VARIABLES = "HARNESSD_"  # the daemon's own, its token among them: never a job's
+OWN_VARIABLES = "HARNESSD_"  # the daemon's own, its token among them: never a job's
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _filled(run: RunSpec, spec: JobSpec) -> RunSpec:
     python = spec.python or ""
     if not python and spec.entrypoint and any(name.startswith("PYTHON") for name in spec.env):
         python = sys.executable  # what the interpreter reads at its start has no effect in a fork
-    env: dict[str, str | None] = {name: None for name in os.environ if name.startswith(_OWN_VARIABLES)}
+    env: dict[str, str | None] = {name: None for name in os.environ if name.startswith(OWN_VARIABLES)}
     changes: dict[str, Any] = {
         "entrypoint": spec.entrypoint or "",
         "python": python,

@@ -13,7 +13,7 @@ from typing import Any
 from harnessd.errors import NewerSchema
 from harnessd.server.records import JobRow, Loaded, RunStarted
 
-BUSY_MS = 1000
+BUSY_MS = 1000  # a database locked for longer counts as failing
 HEAD = "0002"  # the revision of this code's tables
 
 Execute = Callable[[str], Iterable[Sequence[Any]]]

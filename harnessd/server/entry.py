@@ -27,6 +27,7 @@ from harnessd.server.procstat import Sampler
 from harnessd.server.records import JobRow
 from harnessd.server.shapes import Ending, Pulse
 from harnessd.server.tape import Line
+from harnessd.server.timespan import iso
 from harnessd.server.watchdog import Checked, Watch
 from harnessd.states import Command, ExitReason, State
 
@@ -56,7 +57,7 @@ class Exit:
             "code": self.code,
             "signal": _signal_name(self.signal) if self.signal else None,
             "reason": self.reason,
-            "at": iso(self.at),
+            "at": iso(int(self.at * 1e6)),
             "error": self.error or (_OUT_OF_MEMORY if self.reason is ExitReason.OOM else None),
         }
 
@@ -195,6 +196,10 @@ class Entry:
     def name(self) -> str:
         return self.definition.name
 
+    def status_age_s(self) -> float | None:
+        """Return how long ago the last status was said, None when there is none. Not less than 0: clocks are set."""
+        return max(0.0, time.time() - self.last_status.at_us / 1e6) if self.last_status else None
+
     def gone(self) -> asyncio.Future[None]:
         """Return what is done when nothing is left of the run."""
         if self._gone is None or self._gone.done():
@@ -229,12 +234,6 @@ class Entry:
             ever_up=self.job.proven,
             failures=self.job.failures,
         )
-
-
-def iso(at: float) -> str:
-    """Return the time in ISO 8601, UTC, with microseconds."""
-    whole, part = divmod(int(at * 1e6), 1_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{part:06d}Z"
 
 
 def _signal_name(number: int) -> str:

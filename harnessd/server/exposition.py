@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -91,8 +90,8 @@ class Scrape:
             self._add("harnessd_job_commands_total", times, name, outcome)
         self._add("harnessd_job_journal_backlog_bytes", backlog_bytes, name)
         self._add_run(entry)
-        if status:
-            self._add("harnessd_job_status_age_seconds", max(0.0, time.time() - status.at_us / 1e6), name)
+        if (age_s := entry.status_age_s()) is not None:
+            self._add("harnessd_job_status_age_seconds", age_s, name)
         if status and entry.definition.metrics:
             for field, value in _numbers(status.text, entry.definition.metrics):
                 self._add("harnessd_job_status_value", value, name, field)

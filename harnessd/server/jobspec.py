@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +27,7 @@ from harnessd.server.settings import (
     Table,
     absolute,
     check_text,
+    program,
 )
 
 MASK = "***"
@@ -65,10 +65,7 @@ def _read_cwd(value: object, info: ValidationInfo) -> object:
 
 
 def _check_python(python: str, info: ValidationInfo) -> str:
-    path = absolute(python, _folder(info)) if "/" in python else shutil.which(check_text(python))
-    if path is None or not os.path.isfile(path) or not os.access(path, os.X_OK):
-        raise ValueError(f"there is no program {printable(path or python)}")
-    return str(path)
+    return program(python, _folder(info))
 
 
 def _check_user(user: str) -> str:
@@ -341,8 +338,3 @@ class JobSpec(Table, json_schema_extra=_job_schema):
 
 
 _MADE_FROM = {"entrypoint", "command", "python", "args", "env", "cwd", "user", "umask", "nice", "limits"}
-
-
-def needs_restart(old: JobSpec, new: JobSpec) -> bool:
-    """Return whether a run of `old` must make way for `new` to be in force."""
-    return old.digest != new.digest

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harnessd.server.cursor import Cursor
-from harnessd.server.entry import Entry, iso
+from harnessd.server.entry import Entry
 from harnessd.server.logs import Logs, Runs, Stream
 from harnessd.server.notices import NoticeKind
 from harnessd.server.rotation import Log, RotatedAway
+from harnessd.server.timespan import iso
 
 LINES = 10  # of the output
 _LINE_CHARS = 500
@@ -47,7 +48,7 @@ def describe(entry: Entry, logs: Logs | None) -> dict[str, Any]:
         "tags": list(entry.definition.tags),
         "exit": ending,
         "status": _status(status.text) if status else None,
-        "status_at": iso(status.at_us / 1e6) if status else None,
+        "status_at": iso(status.at_us) if status else None,
         "log_ends": _log_ends(entry, logs),
     }
 
@@ -105,7 +106,7 @@ def as_lines(data: bytes) -> list[str]:
 
 def message(host: str, notices: Sequence[Mapping[str, Any]], sent_at: float) -> dict[str, Any]:
     """Return what is sent: one text for all of them, and each with its fields."""
-    return {"text": _text(host, notices), "host": host, "sent": iso(sent_at), "notices": list(notices)}
+    return {"text": _text(host, notices), "host": host, "sent": iso(int(sent_at * 1e6)), "notices": list(notices)}
 
 
 def _text(host: str, notices: Sequence[Mapping[str, Any]]) -> str:

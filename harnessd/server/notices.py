@@ -200,4 +200,9 @@ def _change(before: State, after: State) -> NoticeKind | None:
         return None
     if after is State.STARTING and before in _DOWN:
         return "started"
-    return {State.EXITED: "exited", State.STOPPED: "stopped"}.get(after)  # type: ignore[return-value]
+    match after:
+        case State.EXITED:
+            return "exited"
+        case State.STOPPED:
+            return "stopped"
+    return None

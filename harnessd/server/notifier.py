@@ -12,7 +12,7 @@ from typing import Any
 
 from harnessd.errors import NoSuchJob
 from harnessd.server.courier import courier
-from harnessd.server.entry import Entry, iso
+from harnessd.server.entry import Entry
 from harnessd.server.logs import Logs
 from harnessd.server.notice_body import describe, last_lines, message
 from harnessd.server.notices import EVENTS, Edge, Edges, Fact, Step
@@ -21,6 +21,7 @@ from harnessd.server.records import Event, JobRow, Notice, NoticesDone, Record, 
 from harnessd.server.settings import Notify
 from harnessd.server.shapes import ReceiverHealth
 from harnessd.server.supervisor import Supervisor
+from harnessd.server.timespan import iso
 from harnessd.server.unsure import Unsure
 from harnessd.states import ExitReason
 
@@ -174,8 +175,8 @@ class Notifier:
                 "kind": edge.kind,
                 "kinds": edge.kinds,
                 "reminder": edge.reminder,
-                "at": iso(at_us / 1e6),
-                "since": iso(edge.since_us / 1e6),
+                "at": iso(at_us),
+                "since": iso(edge.since_us),
                 "since_us": edge.since_us,
                 "why": why,
                 **known,

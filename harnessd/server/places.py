@@ -18,6 +18,7 @@ from pathlib import Path
 from harnessd import tree
 from harnessd.errors import AlreadyRunning, HarnessError
 
+DATABASE_NAME = "harnessd.db"  # in the state directory, where no other database is configured
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 _SCRIPT = "script-"
 _LEAVE_S = 8.0  # a server needs five when clients do not let go

@@ -145,15 +145,6 @@ Record = JobRow | RunStarted | RunEnded | JournalDone | Event | Sample | Notice 
 
 
 @dataclass(frozen=True, slots=True)
-class StatusRow:
-    job: str
-    run: int
-    seq: int
-    at_us: int
-    status: str  # JSON
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded:
     """What a server that starts has to know. `error` says why it knows nothing."""
 

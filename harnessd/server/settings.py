@@ -85,6 +85,14 @@ def absolute(path: str, folder: Path) -> Path:
     return Path(os.path.abspath(folder.resolve() / os.path.expanduser(check_text(path))))
 
 
+def program(name: str, folder: Path) -> str:
+    """Return the path of the program, which is looked for in PATH when its name has no slash. Raises ValueError."""
+    path = absolute(name, folder) if "/" in name else shutil.which(check_text(name))
+    if path is None or not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise ValueError(f"there is no program {printable(path or name)}")
+    return str(path)
+
+
 def check_text(text: str) -> str:
     """Return the text, which a system call is to take. Raises ValueError when it holds a NUL."""
     if "\0" in text:
@@ -149,12 +157,8 @@ def _check_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
 
 
 def _check_program(argv: list[str], info: ValidationInfo) -> list[str]:
-    program, *arguments = [check_text(each) for each in argv]
-    folder = (info.context or {}).get("folder") or Path.cwd()
-    path = absolute(program, folder) if "/" in program else shutil.which(program)
-    if path is None or not os.path.isfile(path) or not os.access(path, os.X_OK):
-        raise ValueError(f"there is no program {printable(path or program)}")
-    return [str(path), *arguments]
+    name, *arguments = [check_text(each) for each in argv]
+    return [program(name, (info.context or {}).get("folder") or Path.cwd()), *arguments]
 
 
 def _check_receivers(receivers: list[Notify]) -> list[Notify]:

@@ -346,7 +346,6 @@ class Problem(TypedDict):
     kind: Annotated[str, Field(description="what a program tests for")]
     job: NotRequired[str]
     state: NotRequired[Annotated[State, Field(description="of the job")]]
-    instance: NotRequired[Annotated[str, Field(description="a URI reference for this one occurrence")]]
 
 
 class Reloaded(TypedDict):

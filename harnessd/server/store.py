@@ -20,15 +20,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 
 from harnessd.errors import StoreError
-from harnessd.server import schema
 from harnessd.server.backlog import Backlog, Waiting
 from harnessd.server.database import Database, Trouble
 from harnessd.server.health import CommitTimes, Health
 from harnessd.server.known import Known
-from harnessd.server.records import Event, JobRow, Keep, Loaded, Record, StatusRow
+from harnessd.server.records import Event, JobRow, Keep, Loaded, Record
 from harnessd.server.retention import Trim
 from harnessd.server.shapes import Storage
 from harnessd.server.tape import Line
@@ -53,15 +52,13 @@ class _Chore:
 
 
 class Store:
-    """See the module. Any thread may call, and none waits for the database but in `last_status`.
+    """See the module. Any thread may call, and none waits for the database.
 
-    `on_committed` is told the events of each commit, with their ids, in order; `on_new_database` that one was begun in
-    place of a lost one. Both are called in the store's own thread.
+    `on_committed` is told the events of each commit, with their ids, in order, in the store's own thread.
     """
 
     def __init__(self, where: str | os.PathLike[str]) -> None:
         self.on_committed: Callable[[Sequence[Event]], None] = _ignore
-        self.on_new_database: Callable[[], None] = _ignore
         self._database = Database(where)
         self._writer: Writer | None = None
         self._loaded: Loaded | None = None
@@ -73,7 +70,6 @@ class Store:
         self._on_seen: Callable[[Sequence[JobRow]], object] | None = None  # set: what is put ignores what is stored
         self._next_commit = 0.0
         self._next_wal_look = 0.0
-        self._is_new = False
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="harnessd-store", daemon=True)
 
@@ -151,16 +147,6 @@ class Store:
         _refuse([done], StoreError("cannot flush: the store is closed"))
         return done
 
-    def last_status(self, job: str) -> StatusRow | None:
-        """Return the newest status that is stored of the job. Raise what the database raises."""
-        runs = select(schema.run.c.id).join(schema.job).where(schema.job.c.name == job, schema.run.c.status_rows > 0)
-        newest = runs.order_by(schema.run.c.id.desc()).limit(1).scalar_subquery()
-        columns = (schema.status.c.run_id, schema.status.c.seq, schema.status.c.at_us, schema.status.c.status)
-        last = select(*columns).where(schema.status.c.run_id == newest).order_by(schema.status.c.seq.desc()).limit(1)
-        with self.readers.connect() as connection:
-            row = connection.execute(last).first()
-        return None if row is None else StatusRow(job, *row)
-
     @property
     def readers(self) -> Engine:
         """Connections that only read. Tell `suspect` of errors they raise."""
@@ -195,25 +181,6 @@ class Store:
     def trim(self, now_us: int, keep: Keep, by_job: Mapping[str, Keep] | None = None) -> Future[int]:
         """Forget what is older or more than is kept, in small steps; the future says how many rows that were."""
         return self._chore(lambda writer: iter(Trim(writer.connection, now_us, keep, by_job or {})))
-
-    def vacuum(self) -> Future[int]:
-        """Give freed pages back to the filesystem. Nothing is committed meanwhile."""
-        return self._chore(lambda writer: self._database.vacuum(writer.connection))
-
-    def backup(self, path: str | os.PathLike[str]) -> Future[None]:
-        """Copy the database as it is now into a file of that name, while it is in use."""
-        done: Future[None] = _promise()
-
-        def copy() -> None:
-            try:
-                self._database.backup(path)
-            except Exception as error:  # the future takes it to whoever waits
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        threading.Thread(target=copy, name="harnessd-backup", daemon=True).start()
-        return done
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Commit what waits, if that is possible, and let go of the database."""
@@ -358,7 +325,6 @@ class Store:
             return []
         above_all_given = time.time_ns() // 1_000_000
         self._backlog.last_event = max(self._backlog.last_event, above_all_given)
-        self._is_new = True
         note = _storage(error, set_aside=str(aside) if aside else None)
         return [*self._known.records(), note]
 
@@ -369,9 +335,6 @@ class Store:
         with self._wake:
             self._known.learn(loaded)
             self._backlog.last_event = max(self._backlog.last_event, loaded.last_event)
-        if self._is_new:
-            self._is_new = False
-            _tell(self.on_new_database)
         return self._writer
 
     def _disconnect(self) -> None:

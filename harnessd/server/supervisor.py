@@ -679,17 +679,10 @@ class Supervisor:
     # history
 
     def _note(
-        self,
-        entry: Entry,
-        kind: EventKind,
-        actor: str | None,
-        data: dict[str, Any],
-        *,
-        run: int | None = None,
-        at_us: int | None = None,
+        self, entry: Entry, kind: EventKind, actor: str | None, data: dict[str, Any], *, run: int | None = None
     ) -> None:
         run = run if run is not None else entry.live.run if entry.live else None
-        self.record(Event(kind, at_us or _now_us(), entry.name, run, actor or None, data))
+        self.record(Event(kind, _now_us(), entry.name, run, actor or None, data))
 
     def _put_job(self, entry: Entry) -> None:
         self.record(entry.row(_now_us()))

@@ -81,7 +81,7 @@ SOURCES: dict[What, Source] = {
 }
 
 Key = tuple[int, int]
-Found = tuple[Key, Row, int]  # and what it weighs in PAGE_BYTES
+Found = tuple[Key, Row, int]  # and what it weighs of what a page may be, in bytes
 Window = tuple[int | None, int | None]  # from, and before
 Wheres = list[ColumnElement[bool]]
 

@@ -35,7 +35,7 @@ from harnessd.server.records import (
 )
 from harnessd.server.tape import Line
 
-_ROWS_A_STATEMENT = 4096  # times seven columns: SQLite and PostgreSQL allow some 32,000 values
+_MOST_VALUES = 32_766  # in a statement: what SQLite takes as it is usually built, and less than PostgreSQL does
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,7 +214,7 @@ class Writer:
     def _many(self, template: _Template, values: Sequence[Any]) -> None:
         """Run the statement with all the rows, whose values come one after another."""
         width = len(template.columns)
-        done, rows = 0, _ROWS_A_STATEMENT
+        done, rows = 0, 1 << (_MOST_VALUES // width).bit_length() - 1
         while done < len(values):
             while rows * width > len(values) - done:
                 rows //= 2  # few different statements, so that the driver has them prepared

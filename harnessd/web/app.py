@@ -17,7 +17,7 @@ from harnessd.server.settings import Http
 from harnessd.server.tokens import SETTINGS, Role
 from harnessd.web import contract, exposition, fleet, history, jobs, logs
 from harnessd.web import operations as op
-from harnessd.web.call import Call, Context
+from harnessd.web.call import ALL, Call, Context
 from harnessd.web.guard import Guard, GuardPolicy, Token
 from harnessd.web.operations import Operation
 from harnessd.web.problem import response_for
@@ -142,9 +142,9 @@ class _Resource:
         call, handler = Call(self._context, scope, receive), endpoint.handler
         call.visitor.enter(endpoint.role, looks=_looks(endpoint, scope["method"]), whole=endpoint.whole)
         name = scope["path_params"].get("name")
-        if name is not None and name != fleet.ALL:
+        if name is not None and name != ALL:
             call.check_seen(name)
-        each = name == fleet.ALL and handler not in history.OVER_ALL
+        each = name == ALL and handler not in history.OVER_ALL
         response = await (fleet.each(call, handler, endpoint.operation) if each else handler(call))
         await response(scope, receive, send)
 

@@ -28,6 +28,7 @@ from harnessd.web.guard import Visitor
 if TYPE_CHECKING:
     from harnessd.server.history import History  # loads SQL, which a script does without
 
+ALL = "all"  # in place of a name: every job
 RESERVED = frozenset(("wait", "grace", "tag", "state"))  # query parameters that are no data of a command
 
 
@@ -98,6 +99,13 @@ class Call:
         if len(values) > 1:
             raise BadRequest(f"cannot use {name}: it is given {len(values)} times")
         return values[0] if values else None
+
+    def switch(self, name: str) -> bool | None:
+        """Whether the parameter is 1; None when it is not given. Raises BadRequest unless it is 1 or 0."""
+        text = self.parameter(name)
+        if text not in (None, "0", "1"):
+            raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes 1 or 0")
+        return None if text is None else text == "1"
 
     def header(self, name: str) -> str | None:
         """The header's first value; the name is in lower case."""

@@ -20,15 +20,11 @@ from harnessd.web.call import Call, answer
 from harnessd.web.operations import OBJECT, Operation
 from harnessd.web.problem import problem
 
-ALL = "all"  # in place of a name: every job
 _MOST_ROWS = 20_000  # that are asked for at once, of all jobs together: putting them together holds up all else
 
 
 async def jobs(call: Call) -> Response:
-    full = call.parameter("full")
-    if full not in (None, "0", "1"):
-        raise BadRequest(f"cannot use full={full[:60]!r}: it takes 1 or 0")
-    line = bodies.summary_in_full if full == "1" else bodies.summary
+    line = bodies.summary_in_full if call.switch("full") else bodies.summary
     body: Jobs = {"jobs": [line(entry) for entry in _chosen(call)]}
     return answer(body)
 

@@ -26,6 +26,7 @@ from harnessd.errors import Refused, Unavailable
 from harnessd.server.records import Event
 from harnessd.server.rows import COLUMNS, Json, Page, Row
 from harnessd.server.timespan import iso
+from harnessd.web import endless
 from harnessd.web.formats import json_rows
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ QUEUE_EVENTS = 1000  # that a client may be behind
 MOST_FOLLOWERS = 500
 CHUNK_EVENTS = 500  # read from the database in one go
 HEARTBEAT_S = 15.0
-_GOODBYE_S = 1.0
 
 
 @dataclass(eq=False)
@@ -121,18 +121,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        tasks = [asyncio.ensure_future(each) for each in (self._send(send), _gone(receive), self._stopping.wait())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        if isinstance(results[0], Exception) and not isinstance(results[0], Refused):
-            raise results[0]  # a database that fails ends the stream, and the client comes back
-        with suppress(TimeoutError):  # the client does not read: its connection is cut
-            async with asyncio.timeout(_GOODBYE_S):
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with suppress(Refused):  # a database that fails ends the stream, and the client comes back
+            await endless.until_gone(self._send(send), receive, self._stopping)
+        await endless.end(send)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._texts()) as texts:
@@ -201,8 +192,3 @@ def _row(event: Event) -> Row:
     """Return the row of an event as the database gives it."""
     data = json.dumps(event.data, separators=(",", ":"), default=repr)
     return (iso(event.at_us), event.id, event.job, event.run, event.kind, event.actor, Json(data))
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

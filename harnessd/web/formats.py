@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from harnessd.errors import BadRequest
 from harnessd.server.asked import Asked
@@ -33,10 +33,10 @@ _FIGURES = ("min", "max", "mean")
 def chosen(parameter: str | None, accept: str) -> Format:
     """Return the format that is asked for, by the parameter or by Accept; JSON when Accept names none of them."""
     if parameter is not None:
-        for known in get_args(Format):
+        for known in MEDIA_TYPES:
             if parameter == known:
-                return known  # type: ignore[no-any-return]
-        hint = did_you_mean(parameter, get_args(Format))
+                return known
+        hint = did_you_mean(parameter, MEDIA_TYPES)
         raise BadRequest(f"cannot use format={parameter[:60]!r}: it takes json, ndjson or csv{hint}")
     types = (each.partition(";")[0].strip().lower() for each in accept.split(","))
     return next((_ACCEPTED[each] for each in types if each in _ACCEPTED), "json")

@@ -17,15 +17,13 @@ from harnessd.server.rows import Page
 from harnessd.server.shapes import Status
 from harnessd.server.timespan import moment_us
 from harnessd.web import formats
-from harnessd.web.call import Call, answer
+from harnessd.web.call import ALL, Call, answer
 from harnessd.web.follow import EventStream, Follower, stored
 
 if TYPE_CHECKING:
     from harnessd.server.history import History  # loads SQL, which a script does without
 
-ALL = "all"  # in place of a name: every job
 FOLLOWING = ("follow", "kind", "cursor", "job")
-_MOST_ID = (1 << 63) - 1
 
 
 async def history(call: Call) -> Response:
@@ -150,11 +148,10 @@ async def _lines(kept: History, shape: formats.Format, wanted: Asked, page: Page
 
 
 def _follows(call: Call) -> bool:
-    follow = call.parameter("follow")
-    if follow not in (None, "0", "1"):
-        raise BadRequest(f"cannot use follow={follow[:60]!r}: it takes 1 or 0")
-    accepts = follow is None and "text/event-stream" in (call.header("accept") or "").lower()
-    return (follow == "1" or accepts) and call.scope["method"] == "GET"
+    follow = call.switch("follow")
+    if follow is None:
+        follow = "text/event-stream" in (call.header("accept") or "").lower()
+    return follow and call.scope["method"] == "GET"
 
 
 async def _follow(call: Call, job: str | None) -> Response:
@@ -172,7 +169,7 @@ async def _follow(call: Call, job: str | None) -> Response:
 def _id(text: str | None) -> int | None:
     if text is None:
         return None
-    if not asked.is_number(text, _MOST_ID):
+    if not asked.is_number(text, asked.MOST_NUMBER):
         raise BadRequest(f"cannot follow from {text[:60]!r}: it takes the id of an event")
     return int(text)
 

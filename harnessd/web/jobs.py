@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from harnessd.errors import BadRequest
 from harnessd.server import bodies, policy, shapes, stack
 from harnessd.server.shapes import Heartbeat, Killed
 from harnessd.server.supervisor import Receipt
@@ -67,10 +66,7 @@ async def status(call: Call) -> Response:
 
 
 async def show_stack(call: Call) -> Response:
-    whole = call.parameter("all")
-    if whole not in (None, "0", "1"):
-        raise BadRequest(f"cannot use all={whole[:60]!r}: it takes 1 or 0")
-    return answer(await stack.of(call.entry, whole=whole == "1"))
+    return answer(await stack.of(call.entry, whole=bool(call.switch("all"))))
 
 
 async def show(call: Call) -> Response:

@@ -5,35 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from harnessd.errors import BadRequest, NoSuchRun, Unavailable, WrongState
-from harnessd.server.asked import is_number
+from harnessd.server.asked import MOST_NUMBER, is_number
 from harnessd.server.cursor import CHUNK_BYTES, Cursor, tail
 from harnessd.server.entry import Entry
-from harnessd.server.logs import Logs, Runs
+from harnessd.server.logs import Logs, Runs, Stream
 from harnessd.server.rotation import Log, RotatedAway
-from harnessd.web.call import Call
-from harnessd.web.fleet import ALL
+from harnessd.web import endless
+from harnessd.web.call import ALL, Call
 
 TAIL_LINES = 200  # that are shown when nothing else is asked for
 PAUSE_S = 0.05  # the least time between two looks of a follower at a log that is written to
 _LOOK_S = 1.0  # between two looks when no change is told: there may be no file yet, or another one
-_GOODBYE_S = 1.0
 _TRIES = 5
-_MOST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a client asks for."""
 
-    stream: Literal["stdout", "stderr"]
+    stream: Stream
     follow: bool
     tail: int | None
     since: int | None
@@ -64,20 +61,18 @@ def _parse(call: Call) -> Wanted:
     stream = call.parameter("stream") or "stdout"
     if stream not in ("stdout", "stderr"):
         raise BadRequest(f"cannot use stream={stream[:60]!r}: it takes stdout or stderr")
-    follow = call.parameter("follow")
-    if follow not in (None, "0", "1"):
-        raise BadRequest(f"cannot use follow={follow[:60]!r}: it takes 1 or 0")
+    follow = bool(call.switch("follow"))
     lines, since, run = (_number(call, name) for name in ("tail", "since_offset", "run"))
     if lines is None and since is None and run is None:
         lines = TAIL_LINES
-    return Wanted(stream, follow == "1", lines, since, run)  # type: ignore[arg-type]  # one of the two
+    return Wanted(stream, follow, lines, since, run)  # type: ignore[arg-type]  # one of the two
 
 
 def _number(call: Call, name: str) -> int | None:
     text = call.parameter(name)
     if text is None:
         return None
-    if not is_number(text, _MOST):
+    if not is_number(text, MOST_NUMBER):
         raise BadRequest(f"cannot use {name}={text[:60]!r}: it takes a whole number")
     return int(text)
 
@@ -137,22 +132,13 @@ class LogResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        sending = asyncio.ensure_future(self._send(send))
-        tasks = [sending, asyncio.ensure_future(_gone(receive))]
-        if isinstance(self._until, Following):
-            tasks.append(asyncio.ensure_future(self._until.stopping.wait()))
+        stopping = self._until.stopping if isinstance(self._until, Following) else None
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            whole = not sending.done() or sending.result()
+            whole = await endless.until_gone(self._send(send), receive, stopping)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await self._outputs.in_thread(self._cursor.close)
-        if whole:
-            with suppress(TimeoutError):  # the client does not read: its connection is cut
-                async with asyncio.timeout(_GOODBYE_S):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if whole is not False:
+            await endless.end(send)
 
     async def _send(self, send: Send) -> bool:
         """Return whether all was sent: False when the rotation has overtaken the client."""
@@ -204,9 +190,3 @@ class LogResponse(Response):
 
     async def _read(self, limit: int) -> bytes:
         return await self._outputs.in_thread(self._cursor.read, limit)
-
-
-async def _gone(receive: Receive) -> bool:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    return True

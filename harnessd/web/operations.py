@@ -37,7 +37,7 @@ class Operation:
     each: bool = True  # with `all` for a name: one result a job
 
 
-def _verb(summary: str, data: Any, *problems: int, description: str = "", needed: bool = False) -> Operation:
+def _verb(summary: str, data: Any, *problems: int, description: str = "") -> Operation:
     """Return a verb that the job may have to read."""
     answers = {
         200: Answer("the job has read it", shapes.Receipt),

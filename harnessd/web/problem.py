@@ -70,9 +70,9 @@ def kinds() -> dict[int, list[str]]:
     return by_status
 
 
-def problem(error: Refused, instance: str | None = None) -> Response:
-    """The answer to a request that was refused. `instance` is a URI reference for this one occurrence."""
-    more = {"job": error.job, "state": error.state, "instance": instance}
+def problem(error: Refused) -> Response:
+    """The answer to a request that was refused."""
+    more = {"job": error.job, "state": error.state}
     return _response(status_of(error), error.kind, str(error), more)
 
 

@@ -15,11 +15,12 @@ from sqlalchemy import text
 
 from harnessd.errors import Misplaced, NewerSchema, StoreError
 from harnessd.server import backlog, retention
+from harnessd.server.database import Database
 from harnessd.server.desired import load_fast
 from harnessd.server.records import Event, JobRow, JournalDone, Keep, Loaded, RunEnded, Sample
 from harnessd.server.store import Store
 from harnessd.server.tape import Line
-from harnessd.server.writer import Lines
+from harnessd.server.writer import Lines, Writer
 
 OpenStore = Callable[..., Store]
 DAY_US = 86_400_000_000
@@ -185,18 +186,18 @@ def test_a_record_that_cannot_be_stored_is_dropped_alone(store: Store) -> None:
     assert store.health()["dropped"] == 1
 
 
-def test_the_last_status_is_of_the_newest_run_that_has_one(store: Store) -> None:
-    assert store.last_status("etl") is None
-    store.put_lines(RUN, status_lines(1, 30), offset=1, count=30).result(10)
-    store.put(run_started(RUN + 1))
-    store.flush().result(10)
-    status = store.last_status("etl")
-    assert status is not None
-    assert (status.run, status.seq, status.at_us, status.status) == (RUN, 30, 30_000, '{"n":30}')
-    store.put_lines(RUN + 1, status_lines(1, 1, RUN + 1), offset=1, count=1).result(10)
-    status = store.last_status("etl")
-    assert status is not None
-    assert (status.run, status.seq) == (RUN + 1, 1)
+def test_of_a_batch_however_large_no_statement_is_too_large_for_sqlite_as_it_is_usually_built(path: Path) -> None:
+    database = Database(path)
+    with database.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766)
+        jobs = [job_row(f"job{number}") for number in range(5000)]
+        runs = [run_started(RUN + number, f"job{number}") for number in range(5000)]
+        Writer(connection).write([*jobs, *runs], 0)
+        for table in ("job", "run"):
+            assert connection.execute(text(f"SELECT count(*) FROM {table}")).scalar() == 5000
+    database.dispose()
 
 
 def test_views_show_names_and_iso_times_in_utc(store: Store) -> None:
@@ -340,22 +341,27 @@ class TestRetention:
     def test_vacuum_gives_space_back_to_the_filesystem(self, store: Store, path: Path) -> None:
         store.put_lines(RUN, status_lines(1, 50_000), offset=1, count=1).result(30)
         store.trim(10, Keep(rows=10)).result(60)
-        store.vacuum().result(30)
+        store.close()
+        database = Database(path)
+        with database.connect() as connection:
+            database.vacuum(connection)
+        database.dispose()
         assert path.stat().st_size < 500_000
 
     def test_a_backup_made_in_use_is_a_whole_database(self, store: Store, path: Path, open_store: OpenStore) -> None:
         store.put_lines(RUN, status_lines(1, 1000), offset=1, count=1).result(10)
-        store.backup(path.with_name("copy.db")).result(10)
+        Database(path).backup(path.with_name("copy.db"))
         store.put_lines(RUN, status_lines(1001, 1010), offset=2, count=2).result(10)
         copy = path.with_name("copy.db")
         assert copy.stat().st_mode & 0o777 == 0o600
         assert rows(open_store(copy), "SELECT count(*) FROM status") == [(1000,)]
         assert not copy.with_name("copy.db.partial").exists()
 
-    def test_a_backup_that_fails_leaves_no_file(self, store: Store, path: Path) -> None:
+    @pytest.mark.usefixtures("store")
+    def test_a_backup_that_fails_leaves_no_file(self, path: Path) -> None:
         (path.parent / "folder").mkdir()
         with pytest.raises(OSError, match="folder"):
-            store.backup(path.parent / "folder").result(10)
+            Database(path).backup(path.parent / "folder")
         assert [file.name for file in path.parent.glob("*.partial")] == []
 
 

@@ -19,7 +19,7 @@ from harnessd.server.policy import Rules
 from harnessd.server.records import Event, Record
 from harnessd.server.store import Store
 from harnessd.server.supervisor import Folders, Supervisor
-from harnessd.web import follow
+from harnessd.web import endless, follow
 from harnessd.web.app import make_app
 from harnessd.web.call import Context
 from harnessd.web.follow import Followers
@@ -305,7 +305,7 @@ def test_a_client_that_leaves_is_forgotten(run: Any) -> None:
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_server_that_stops_ends_its_streams(run: Any, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
-    monkeypatch.setattr(follow, "_GOODBYE_S", 0.05)
+    monkeypatch.setattr(endless, "_GOODBYE_S", 0.05)
 
     async def test(site: Site) -> None:
         client = site.client()

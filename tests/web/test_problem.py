@@ -43,9 +43,9 @@ def test_a_subclass_without_an_entry_has_its_base_class_status() -> None:
     assert status_of(Special("no")) == 409
 
 
-def test_job_state_and_instance_are_shown_where_they_apply() -> None:
-    body = json.loads(problem(WrongState("cannot pause", job="etl", state="stopped"), "/events/7").body)
-    assert (body["job"], body["state"], body["instance"]) == ("etl", "stopped", "/events/7")
+def test_job_and_state_are_shown_where_they_apply() -> None:
+    body = json.loads(problem(WrongState("cannot pause", job="etl", state="stopped")).body)
+    assert (body["job"], body["state"]) == ("etl", "stopped")
     assert json.loads(problem(NoSuchJob("no", job="etl")).body)["job"] == "etl"
 
 
