@@ -153,11 +153,9 @@ def plain(tools: Sequence[type[Tool]]) -> list[type[Tool]]:
 def startup(running: Running, tools: Sequence[type[Tool]], plan: Plan) -> None:
     cells: dict[str, list[Cell]] = defaultdict(list)
     for count in plan.jobs:
-        turns = plan.turns if count <= 100 else 1
-        for name, found in medians(
-            in_turns(running, [*plain(tools), BareFork], turns, partial(_started, count))
-        ).items():
-            cells[name] += found
+        found = in_turns(running, [*plain(tools), BareFork], plan.turns, partial(_started, count))
+        for name, values in medians(found).items():
+            cells[name] += values
     table("From the command to all ready", [f"{count} jobs" for count in plan.jobs], shown(cells, " s", 2))
 
 
