@@ -581,7 +581,8 @@ def _end_all(supervisor: Supervisor) -> None:
 
 
 def _needs_new_server(old: Settings, new: Settings) -> list[str]:
-    """Return the settings that have changed and are in force only after a restart of the server (SIGUSR2)."""
+    """Return the settings that have changed and are in force only after a restart: of the server (SIGUSR2), or for
+    `state_dir` of the daemon."""
     return [key for key in type(new).model_fields if key not in _APPLIED and getattr(old, key) != getattr(new, key)]
 
 

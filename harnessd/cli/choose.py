@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,6 +24,11 @@ class Chosen:
         if self.every:
             return [f"/jobs/all/{verb}"]
         return [f"/jobs/{quoted(name)}/{verb}" for name in self.names] or [f"/{verb}"]
+
+    def check(self, found: Sized) -> None:
+        """Raise Failure when the daemon has found no job with the tag."""
+        if self.tag is not None and not found:
+            raise Failure(Code.NO_SUCH_JOB, f"cannot find a job with tag {self.tag!r}: there is none")
 
 
 def choose(client: Client, names: Sequence[str] | None, tag: str | None = None, every: bool = False) -> Chosen:

@@ -46,8 +46,10 @@ def _tell_reload(found: dict[str, Any]) -> None:
         if found[what]:
             render.say(f"{what}: {', '.join(found[what])}")
     render.say(f"unchanged: {len(found['unchanged'])}")
-    if needed := found.get("restart_needed"):
+    if needed := [name for name in found["restart_needed"] if name != "state_dir"]:
         render.say(f"in force after a restart of the server (SIGUSR2): {', '.join(needed)}")
+    if "state_dir" in found["restart_needed"]:
+        render.say("in force when the daemon itself is ended and started anew: state_dir")
     for problems in found["refused"].values():
         for problem in problems:
             typer.echo(f"harnessd: {problem}", err=True)

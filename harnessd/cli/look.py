@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -182,7 +183,7 @@ def top(
     every: Every = 2.0,
 ) -> None:
     """Watch all jobs on the full screen. Keys: c cpu, m memory, n name, r restarts, u uptime; q quits."""
-    if not render.on_terminal():
+    if not (render.on_terminal() and sys.stdin.isatty()):
         raise Failure(Code.USAGE, "cannot show top: it needs a terminal; ps --watch does without")
     from harnessd.cli.top import Top
 
@@ -204,7 +205,9 @@ def _each(
     chosen = choose(client, names, tag, every)
     asked = {"tag": chosen.tag, **(query or {})}
     answers = [client.ask("GET", path, asked) for path in chosen.paths(verb)]
-    return [answer if _is_heartbeat(answer) else answer.check() for answer in answers]
+    checked = [answer if _is_heartbeat(answer) else answer.check() for answer in answers]
+    chosen.check(_bodies(checked))
+    return checked
 
 
 def _is_heartbeat(answer: Answer) -> bool:

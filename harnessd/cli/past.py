@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from harnessd.cli import render
-from harnessd.cli.choose import choose, default_job
+from harnessd.cli.choose import Chosen, choose, default_job
 from harnessd.cli.client import Client, quoted, reach
 from harnessd.cli.options import PAST, Json, Names, NamesOrAll, Tag
 from harnessd.cli.outcome import Code, Failure
@@ -103,8 +103,11 @@ def events(
         raise Failure(Code.USAGE, "cannot use --follow beside the options of a page: it takes --kind and --cursor")
     from harnessd.cli.follow import follow_events
 
-    jobs = choose(client, names or ["*"], tag).names if names or tag is not None else ()
-    follow_events(client, jobs, kind, cursor, as_json)
+    chosen = choose(client, names or ["*"], tag) if names or tag is not None else Chosen()
+    if not chosen.picked:  # of several, the stream itself names none
+        for name in chosen.names:
+            client.get(f"/jobs/{quoted(name)}/events", {"limit": 1})
+    follow_events(client, chosen.names, kind, cursor, as_json)
 
 
 @past.command(rich_help_panel=PAST)

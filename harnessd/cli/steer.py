@@ -228,6 +228,7 @@ def carry_out(client: Client, asked: Asked, as_json: bool) -> None:
             render.as_it_is(answer.body)
     else:
         _tell(results, ends)
+    asked.chosen.check(results)
     late = {name: state for name, state in ends.items() if state not in _UNTIL[asked.verb]}
     for name, state in late.items():
         after = state if state in _OVER else f"still {state} after {asked.timeout_s:g} s"

@@ -355,7 +355,9 @@ class Reloaded(TypedDict):
     changed: list[str]
     removed: list[str]
     unchanged: list[str]
-    restart_needed: Annotated[list[str], Field(description="settings that only a new server takes up")]
+    restart_needed: Annotated[
+        list[str], Field(description="settings that only a new server takes up; `state_dir`: a new daemon")
+    ]
     refused: Annotated[
         dict[str, list[str]], Field(description="those left as they were, as their files are broken; with the reasons")
     ]

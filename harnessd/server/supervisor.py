@@ -201,9 +201,8 @@ class Supervisor:
 
     async def _finished(self, entry: Entry, receipt: Receipt, unread: Unread | None, wait_s: float | None) -> Receipt:
         await self.settle()
-        if wait_s is None:
+        if wait_s is None or not await self._wait_read(entry, unread, receipt.verb, wait_s):
             return receipt
-        await self._wait_read(entry, unread, receipt.verb, wait_s)
         return replace(receipt, state=entry.job.state, read=True)
 
     def _command(self, entry: Entry, event: policy.Event, data: Any, actor: str) -> tuple[Receipt, Unread | None]:
@@ -287,25 +286,28 @@ class Supervisor:
             return waits_for.result()
         raise Unavailable(f"cannot tell of {entry.name!r} {what}: the server is leaving; ask again", job=entry.name)
 
-    async def _wait_read(self, entry: Entry, unread: Unread | None, verb: str, wait_s: float) -> None:
+    async def _wait_read(self, entry: Entry, unread: Unread | None, verb: str, wait_s: float) -> bool:
+        """Wait until the command is read, or where none is sent, it is a process. Return whether there is a run."""
         waits_for: asyncio.Future[Any] | None = unread.read if unread else entry.spawned() if entry.spawning else None
         if waits_for is None:
-            return
+            return entry.live is not None
         try:
-            async with asyncio.timeout(wait_s):
-                ended_unread = await self._outcome(entry, waits_for, "whether it has read that") is False
+            if not waits_for.done():  # a timeout of 0 would not look
+                async with asyncio.timeout(wait_s):
+                    await self._outcome(entry, waits_for, "whether it has read that")
         except TimeoutError:
             raise NotRead(
                 f"cannot tell that {entry.name!r} has read {verb}: not within {wait_s:g} s; it is still queued",
                 job=entry.name,
                 state=entry.job.state,
             ) from None
-        if ended_unread:
+        if waits_for.result() is False:
             raise WrongState(
                 f"cannot tell that {entry.name!r} has read {verb}: its run ended before",
                 job=entry.name,
                 state=entry.job.state,
             )
+        return unread is not None or entry.live is not None
 
     async def settle(self, within_s: float = _SETTLE_S) -> None:
         """Wait until what was recorded is stored, so that what is told of it survives; not long, if storage fails."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from harnessd.server.history import History  # loads SQL, which a script does without
 
 ALL = "all"  # in place of a name: every job
-RESERVED = frozenset(("wait", "grace", "tag", "state"))  # query parameters that are no data of a command
+_NO_DATA = frozenset(("wait",))  # query parameters that are no data of a command
+_NO_DATA_OF_ALL = _NO_DATA | {"tag", "state"}
 
 
 def _sound() -> str | None:
@@ -120,7 +121,8 @@ class Call:
         """The data of a command, from the body or from the query."""
         if self._body is None:
             self._body = await read_body(self.scope, self._receive, self.context.max_body_bytes)
-        return command_data(self._body, self.query, RESERVED)
+        of_all = self.scope["path_params"].get("name") == ALL
+        return command_data(self._body, self.query, _NO_DATA_OF_ALL if of_all else _NO_DATA)
 
     def of(self, entry: Entry) -> Call:
         """The same request for one job of several."""

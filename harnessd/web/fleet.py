@@ -55,7 +55,7 @@ async def _check(call: Call, operation: Operation) -> None:
         text = call.parameter(parameter.name)
         if text is not None:
             parameter.verify(text)
-    if not isinstance(await call.data(), dict) and operation.data is OBJECT:
+    if operation.data is not None and not isinstance(await call.data(), dict) and operation.data is OBJECT:
         raise BadData("cannot configure: an object is wanted, as in {'key': value}")
 
 

@@ -50,7 +50,7 @@ def json_page(asked: Asked, page: Page) -> bytes:
 def lines(format: Format, asked: Asked, rows: Sequence[Row], *, first: bool) -> bytes:
     """Return the rows as lines, those of a CSV under its header when they are the first."""
     if format == "csv":
-        return _csv(asked, rows, first).encode()
+        return _csv(asked, rows, first).encode(errors="backslashreplace")  # half a surrogate pair, as JSON shows it
     return "".join(f"{row}\n" for row in json_rows(columns(asked), rows)).encode()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from helpers.command import Command
@@ -64,6 +65,12 @@ def test_reload_tells_what_has_changed_and_what_is_refused(harnessd: Command, da
     assert "new.json" in ran.stderr
     path.unlink()
     assert json.loads(harnessd.done("reload", "--json"))["removed"] == ["new"]
+    settings = daemon.config / "harnessd.toml"
+    before = settings.read_text()
+    settings.write_text(re.sub("(?m)^state_dir.*", 'state_dir = "/nowhere"', before))
+    assert "in force when the daemon itself is ended and started anew: state_dir\n" in harnessd.done("reload")
+    settings.write_text(before)
+    harnessd.done("reload")
 
 
 def test_serve_wants_a_directory_and_has_its_help(alone: Command) -> None:

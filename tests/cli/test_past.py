@@ -110,6 +110,12 @@ def test_following_events_shows_them_as_they_happen_also_across_a_new_server(
     assert follows.interrupt() == named.interrupt() == 130
 
 
+def test_a_name_that_is_no_jobs_is_told_when_several_are_followed(harnessd: Command) -> None:
+    ran = harnessd("events", "-f", "feed-a", "fed-b")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert "'fed-b'" in ran.stderr
+
+
 def test_what_follows_ends_when_nobody_reads_it(going: Callable[..., Going], harnessd: Command) -> None:
     follows = going("logs", "-f", "speaks")
     follows.until_seen("line ")

@@ -145,6 +145,20 @@ def test_a_timeout_of_nothing_is_none_for_the_answer(harnessd: Command, daemon: 
     _forget(daemon, "stays")
 
 
+def test_what_no_process_reads_is_not_said_to_be_read(harnessd: Command) -> None:
+    harnessd.done("config", "late", "--set", "a=1", "--wait")
+    ran = harnessd("config", "late", "--set", "a=1", "--wait", "--json")
+    assert json.loads(ran.stdout)["read"] is None
+    harnessd.done("config", "late", "--clear")
+
+
+@pytest.mark.parametrize("verb", ["stop", "hb", "config"])
+def test_a_tag_that_no_job_has_is_exit_code_3(harnessd: Command, verb: str) -> None:
+    ran = harnessd(verb, "--tag", "prdo")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert ran.stderr == "harnessd: cannot find a job with tag 'prdo': there is none\n"
+
+
 def test_a_job_that_will_not_come_up_ends_the_wait(harnessd: Command, daemon: Daemon) -> None:
     daemon.job("broken", ["false"], autostart=False, max_failures=1)
     daemon.reload()

@@ -308,6 +308,31 @@ def test_a_kill_reaches_the_host_before_it_can_be_stored(tmp_path: Path) -> None
     assert ended[0] == 1
 
 
+def test_a_wait_of_no_time_sees_that_a_command_is_read_already(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def pauses() -> bool | None:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(DEFINITION)
+        job = policy.Job(Want.UP, policy.Running(0.0))
+        run = replace(in_memory(), mailbox=ours.detach())
+        supervisor.adopt(Adopted("etl", job, run, outdated=False), 0, 0)
+        assert entry.live
+        unread = entry.live.unread
+
+        def stored(then: Callable[[], None]) -> None:
+            unread.popitem()[1].tell(True)
+            then()
+
+        supervisor.when_stored = stored
+        receipt = await supervisor.ask(entry, policy.PauseAsked(), wait_s=0.0)
+        entry.live.close()
+        return receipt.read
+
+    with theirs:
+        assert asyncio.run(pauses()) is True
+
+
 def test_what_waited_for_a_run_is_sent_before_the_run_is_stored(tmp_path: Path) -> None:
     host, sent = Host(), list[int]()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

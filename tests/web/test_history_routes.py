@@ -14,14 +14,16 @@ import pytest
 from helpers.past import at, run_id, some_hours
 
 from harnessd.server import history as module
+from harnessd.server.asked import Asked
 from harnessd.server.definition import Definition
 from harnessd.server.history import History
 from harnessd.server.policy import Rules
+from harnessd.server.rows import Json
 from harnessd.server.store import Store
 from harnessd.server.supervisor import Folders, Supervisor
 from harnessd.server.tape import Line
 from harnessd.server.timespan import iso
-from harnessd.web import fleet
+from harnessd.web import fleet, formats
 from harnessd.web.app import make_app
 from harnessd.web.call import Context
 from harnessd.web.guard import GuardPolicy
@@ -196,6 +198,12 @@ def test_ndjson_without_a_limit_is_every_row(store: Store, monkeypatch: pytest.M
     assert len(get(store, "/jobs/feed/history?format=ndjson&limit=70").text.splitlines()) == 70
     assert len(get(store, "/history?format=ndjson").text.splitlines()) == 321 + 6 * 3 + 12
     assert get(store, "/jobs/idle/history?format=ndjson").text == ""
+
+
+def test_half_a_surrogate_pair_is_escaped_in_a_csv_too() -> None:
+    asked = Asked("history", "etl", fields=(("name", ("name",)),))
+    row = ("2026-01-01T00:00:00Z", "etl", 1, 1, Json(r'{"name":"caf\udce9"}'))
+    assert formats.lines("csv", asked, [row], first=False) == rb"2026-01-01T00:00:00Z,etl,1,1,caf\udce9" + b"\n"
 
 
 def test_csv_has_a_header_and_columns_for_the_fields(store: Store) -> None:

@@ -227,6 +227,22 @@ def test_start_of_a_stopped_job_is_accepted_and_changes_what_is_wanted(method: s
     asyncio.run(start())
 
 
+def test_what_no_run_reads_is_not_told_as_read() -> None:
+    answer = ask("POST", "/config", query="wait=5&target=4.2")
+    assert (answer.status, answer.json["queued"], answer.json["read"]) == (202, False, None)
+
+
+def test_only_what_says_how_to_ask_is_no_data() -> None:
+    async def use() -> None:
+        site = Site("etl")
+        await site.ask("POST", "/config", query="tag=blue&state=open&grace=1&wait=0")
+        await site.ask("POST", "/jobs/all/config", query="tag=none&target=4.2")
+        await site.ask("POST", "/jobs/all/config", query="state=stopped&grace=2")
+        assert (await site.ask("GET", "/config")).json["overrides"] == {"tag": "blue", "state": "open", "grace": 2}
+
+    asyncio.run(use())
+
+
 def test_the_config_is_merged_shown_and_cleared() -> None:
     async def use() -> None:
         site = Site("etl")
