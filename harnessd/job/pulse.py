@@ -9,6 +9,7 @@ opened by a path (FMODE_ATOMIC_POS in file_seek_cur_needs_f_lock), so the memfd 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -22,9 +23,10 @@ _BYTES = mmap.PAGESIZE
 
 def create() -> int:
     """Return the descriptor of a fresh page."""
-    nameless = os.memfd_create("harnessd-pulse", os.MFD_CLOEXEC)
+    nameless = os.memfd_create("harnessd-pulse", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(nameless, _BYTES)
+        fcntl.fcntl(nameless, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)  # a server looks into it
         return os.open(f"/proc/self/fd/{nameless}", os.O_RDWR | os.O_CLOEXEC)
     finally:
         os.close(nameless)

@@ -41,6 +41,8 @@ class LineStore(Protocol):
 
     def full(self) -> bool: ...
 
+    def is_failing(self) -> bool: ...
+
     def flush(self) -> Future[Any]: ...
 
 
@@ -253,6 +255,9 @@ class Reader:
         """Read again what was read but not stored; the lines were told already. While it fails, one chunk each time."""
         assert self._store
         if journal.pending or not journal.behind or journal.run not in self._journals:
+            return
+        if self._store.is_failing():  # there may be thousands: they are not to be read again for nothing
+            asyncio.get_running_loop().call_later(_RETRY_S, self._catch_up, journal)
             return
         tape, stored = journal.tape, journal.stored
         try:

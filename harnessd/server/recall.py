@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -11,6 +12,7 @@ from harnessd.server.entry import Exit, Queued, Recalled
 from harnessd.server.tape import Line
 from harnessd.states import Command, ExitReason
 
+_MOST_COMMANDS = 4000  # of a job: more than a mailbox and an outbox hold, as a run reads them in their order
 _STATUSES = """
 SELECT job.name, status.run_id, status.seq, status.at_us, status.status
 FROM job JOIN status ON status.id = (
@@ -27,9 +29,11 @@ FROM job JOIN run ON run.id = (
     SELECT max(r.id) FROM run r WHERE r.job_id = job.id AND r.ended_us IS NOT NULL
 ) WHERE job.removed_us IS NULL
 """
-_COMMANDS = """
-SELECT job.name, event.run_id, event.kind, event.data FROM event JOIN job ON job.id = event.job_id
-WHERE event.kind IN ('command', 'read', 'unread') AND event.at_us >= :since_us ORDER BY event.id
+_COMMANDS = f"""
+SELECT event.id, job.name, event.run_id, event.kind, event.data FROM job JOIN event ON event.id IN (
+    SELECT e.id FROM event e WHERE e.job_id = job.id AND e.kind = :kind AND e.at_us >= :since_us
+    ORDER BY e.at_us DESC LIMIT {_MOST_COMMANDS}
+)
 """
 
 
@@ -41,7 +45,12 @@ def recall(connection: Connection, since_us: int) -> Recalled:
     for name, run, code, signal, reason, ended_us, error in connection.execute(text(_EXITS)):
         why = str(json.loads(error)["text"]) if error else None
         found.exits[name] = Exit(run, code, signal, ExitReason(reason), ended_us / 1e6, why)
-    for name, run, kind, data in connection.execute(text(_COMMANDS), {"since_us": since_us}):
+    told = [
+        row
+        for kind in ("command", "read", "unread")
+        for row in connection.execute(text(_COMMANDS), {"kind": kind, "since_us": since_us})
+    ]
+    for _, name, run, kind, data in sorted(told, key=itemgetter(0)):
         _note(found.unread.setdefault(name, {}), run, kind, json.loads(data))
     return found
 

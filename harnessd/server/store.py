@@ -137,6 +137,12 @@ class Store:
         """Return whether so many lines wait that reading more would only take memory."""
         return self._backlog.lines > LINES_WAITING or self._backlog.bytes > BYTES_WAITING
 
+    def is_failing(self) -> bool:
+        """Return whether storage fails and lines that can wait had better do so: some others will find out."""
+        with self._wake:
+            failing = self._health.error is not None
+            return failing and (time.monotonic() < self._health.retry_at or self._backlog.lines > 0)
+
     def flush(self) -> Future[None]:
         """Return a future that is done when all that was put before is committed."""
         done: Future[None] = _promise()

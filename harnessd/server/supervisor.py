@@ -644,7 +644,7 @@ class Supervisor:
             return
         self._by_run.pop(record.run, None)
         if entry is None or entry.live is None:  # no file defines the job any more, or it could not be handed over
-            self.record(run_started(record, self._folders.journals))
+            self.record(run_started(record, journal_of(self._folders.journals, record.run)))
             self.record(run_ended(record, unseen_reason(record)))
             self.when_stored(lambda: self._host.acknowledge(record.run))
             return
@@ -690,10 +690,10 @@ class Supervisor:
         self.record(entry.row(_now_us()))
 
 
-def run_started(record: ExitRecord, journals: Path) -> RunStarted:
+def run_started(record: ExitRecord, journal: Path) -> RunStarted:
     """Return what is kept of the start of a run of which no more is known than its end."""
     started_us = int((record.at - record.wall_s) * 1e6)
-    return RunStarted(record.run, record.job, record.pid, 0, 0, "", started_us, str(journal_of(journals, record.run)))
+    return RunStarted(record.run, record.job, record.pid, 0, 0, "", started_us, str(journal))
 
 
 def run_ended(record: ExitRecord, why: ExitReason) -> RunEnded:

@@ -117,10 +117,10 @@ class Tape:
         """Give the whole blocks before `upto`, which must be stored, back to the filesystem."""
         end = min(upto, self.offset) // HOLE_BYTES * HOLE_BYTES
         if end > self._given_back and self._open >= 0:  # of a journal that ended, the file goes soon
-            # A filesystem without holes keeps the space until the journal is removed; nothing else follows from it.
+            # A filesystem without holes keeps the space until the journal is removed, and counts it as unread.
             mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-            _libc.fallocate(self._fd(), mode, self._given_back, end - self._given_back)
-            self._given_back = end
+            if _libc.fallocate(self._fd(), mode, self._given_back, end - self._given_back) == 0:
+                self._given_back = end
 
     def backlog_bytes(self) -> int:
         """Return how many bytes were written and not read."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from array import array
 
+import pytest
+
 from harnessd.job import pulse
 
 
@@ -14,6 +16,14 @@ def test_page_is_seen_through_every_mapping_of_it() -> None:
     assert theirs[pulse.POLLS] == 3 and theirs[pulse.WAITING] == 0
     mine.release()
     theirs.release()
+
+
+def test_a_run_cannot_take_the_page_away_from_whoever_looks_into_it() -> None:
+    fd = pulse.create()
+    for size in (0, 1 << 20):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    os.close(fd)
 
 
 def test_page_of_a_forked_child_is_the_same() -> None:

@@ -38,6 +38,9 @@ class SlowStore:
     def full(self) -> bool:
         return False
 
+    def is_failing(self) -> bool:
+        return False
+
     def flush(self) -> Future[Any]:
         return self.flushed
 
@@ -308,6 +311,48 @@ def test_ended_runs_hold_no_descriptors_while_nothing_can_be_stored(store: Store
 
     asyncio.run(reads())
     assert seqs(store) == [1] * 50 + [2] * 50 + [3] * 50
+
+
+def test_what_was_refused_is_not_read_again_before_it_may_be_taken(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Counting):
+        """Refuses lines until the test says otherwise."""
+
+        looks = 0
+        fails = True
+
+        def put_lines(self, *args: Any, **named: Any) -> Future[Any]:
+            if not self.fails:
+                return super().put_lines(*args, **named)
+            self.puts += 1
+            refused: Future[Any] = Future()
+            refused.set_exception(StoreError("the disk is full"))
+            return refused
+
+        def is_failing(self) -> bool:
+            self.looks += 1
+            return self.fails
+
+        def flush(self) -> Future[Any]:
+            return self._store.flush()
+
+    monkeypatch.setattr("harnessd.server.reading._RETRY_S", 0.01)
+    journal, failing = tmp_path / "1.jsonl", Failing(store)
+    journal.write_text(ours(1, 3))
+
+    async def reads() -> None:
+        reader = Reader(failing, lambda _: None)
+        reader.follow(RUN, Tape(journal, RUN), journal, lambda _: None, 100)
+        reader.finish(RUN, lambda: None)
+        await until(lambda: failing.looks > 5)
+        assert failing.puts == 1
+        failing.fails = False
+        await until(lambda: not journal.exists())
+        reader.close()
+
+    asyncio.run(reads())
+    assert seqs(store) == [1, 2, 3]
 
 
 def test_a_journal_whose_end_cannot_be_read_is_left_to_the_next_server(store: Store, tmp_path: Path) -> None:

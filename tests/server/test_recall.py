@@ -63,6 +63,14 @@ def test_commands_without_an_acknowledgement_are_unread(store: Store) -> None:
     }
 
 
+def test_of_very_many_commands_the_newest_are_recalled(store: Store) -> None:
+    job = job_row()
+    for number in range(1, 5001):
+        store.put(Event("command", number, job.name, RUN, data=command(number, "pause")))
+        store.put(Event("read", number, job.name, RUN, data={"id": number})) if number < 5000 else None
+    assert list(recalled(store).unread[job.name]) == [5000]
+
+
 def command(number: int, verb: str) -> dict[str, Any]:
     return {"id": number, "verb": verb, "data": None, "queued": True}
 

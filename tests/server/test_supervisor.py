@@ -376,7 +376,7 @@ def test_the_exit_of_a_run_whose_job_no_file_defines_is_stored_as_it_was(tmp_pat
         reader.close()
 
     asyncio.run(ends())
-    assert records == [start_of(ended(RUN), tmp_path), run_ended(ended(RUN), ExitReason.COMPLETED)]
+    assert records == [start_of(ended(RUN), tmp_path / f"{RUN}.jsonl"), run_ended(ended(RUN), ExitReason.COMPLETED)]
     assert host.acknowledged == [RUN]
 
 
