@@ -114,6 +114,7 @@ class Daemon:
         self._link, self._hello, self._supervisor = link, hello, supervisor
         supervisor.default_job = settings.default_job
         supervisor.when_stored = self._when_stored
+        supervisor.can_store = lambda: self._store is None or self._store.error is None
         supervisor.together = self._together
         link.on_ending = supervisor.shut_down
         link.on_preload_failed = self._on_preload_failed

@@ -399,6 +399,7 @@ def _past(archive: ScriptArchive | None, supervisor: Supervisor, state_dir: Path
     followers = Followers(history, supervisor.record)
     archive.store.on_committed = followers.committed
     supervisor.when_stored = partial(when_stored, archive.store)
+    supervisor.can_store = lambda: archive.store.error is None
     supervisor.together = archive.store.together
     if archive.known.error:
         when_seen(archive.store, supervisor.learn)

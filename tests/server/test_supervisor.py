@@ -333,6 +333,18 @@ def test_a_wait_of_no_time_sees_that_a_command_is_read_already(tmp_path: Path) -
         assert asyncio.run(pauses()) is True
 
 
+def test_while_nothing_can_be_stored_a_verb_leaves_nothing_behind_that_waits_for_it(tmp_path: Path) -> None:
+    async def clears() -> None:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
+        entry, waiting = supervisor.add(DEFINITION), list[Callable[[], None]]()
+        supervisor.when_stored = waiting.append
+        supervisor.can_store = lambda: False
+        await supervisor.clear_config(entry)
+        assert not waiting
+
+    asyncio.run(clears())
+
+
 def test_what_waited_for_a_run_is_sent_before_the_run_is_stored(tmp_path: Path) -> None:
     host, sent = Host(), list[int]()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
