@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 
 POLLS = 0  # how often the run called get_msg
 WAITING = 1  # the pid of a process in which a call waits for a command, which is no hang; 0 when none does
@@ -19,6 +20,7 @@ CLAIM = 2  # the pid of the process that is this run, where more than one may ta
 VOID = 0xFFFFFFFF  # in its place: none of them is
 
 _BYTES = mmap.PAGESIZE
+_COUNTER_BYTES = 8
 
 
 def create() -> int:
@@ -35,6 +37,11 @@ def create() -> int:
 def attach(fd: int) -> memoryview:
     """Return the page as 64-bit counters; the descriptor may be closed afterwards."""
     return memoryview(mmap.mmap(fd, _BYTES)).cast("Q")
+
+
+def claim(fd: int, pid: int) -> None:
+    """Say which process is the run, or that it is VOID: through the descriptor, as a mapping would need another."""
+    os.pwrite(fd, pid.to_bytes(_COUNTER_BYTES, sys.byteorder), CLAIM * _COUNTER_BYTES)
 
 
 def next_number(fd: int) -> int:

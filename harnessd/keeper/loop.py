@@ -439,7 +439,7 @@ class Keeper:
         prepared = self._zygote.waiting.pop(run, None)
         if prepared is None:
             return  # void, and about to end
-        pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pid
+        pulse.claim(prepared.ends.pulse, pid)
         self._started(prepared, pid, Began.now())
         if not self._zygote.waiting:
             self._unclaimed.clear()

@@ -60,7 +60,7 @@ class Zygote:
     def void(self, run: int) -> Prepared | None:
         """Return the run if it was asked for and is not told of yet. What was forked of it ends at once."""
         if prepared := self.waiting.pop(run, None):
-            pulse.attach(prepared.ends.pulse)[pulse.CLAIM] = pulse.VOID
+            pulse.claim(prepared.ends.pulse, pulse.VOID)
         return prepared
 
     def void_all(self) -> list[Prepared]:

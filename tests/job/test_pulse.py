@@ -26,6 +26,17 @@ def test_a_run_cannot_take_the_page_away_from_whoever_looks_into_it() -> None:
     os.close(fd)
 
 
+def test_a_claim_is_seen_in_the_page_and_counts_nothing() -> None:
+    fd = pulse.create()
+    page = pulse.attach(fd)
+    for pid in (4242, pulse.VOID):
+        pulse.claim(fd, pid)
+        assert page.tolist()[: pulse.CLAIM + 2] == [0, 0, pid, 0]
+    assert pulse.next_number(fd) == 1
+    page.release()
+    os.close(fd)
+
+
 def test_page_of_a_forked_child_is_the_same() -> None:
     fd = pulse.create()
     page = pulse.attach(fd)
