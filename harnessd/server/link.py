@@ -36,6 +36,7 @@ class Link:
         self.on_exit: Callable[[ExitRecord], None] = lambda _: None
         self.on_reload: Callable[[], None] = lambda: None
         self.on_ending: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
         self.on_preload_failed: Callable[[list[str], str], None] = lambda _, __: None
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._on_readable)
 
@@ -151,6 +152,7 @@ class Link:
     def _on_lost(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self.lost.set()
+        self.on_lost()
         error = KeeperLost("the keeper is gone")
         waiting_all: list[asyncio.Future[Any]] = [self._hello, *self._replies.values()]
         for waiting in waiting_all:

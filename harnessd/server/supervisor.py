@@ -221,6 +221,7 @@ class Supervisor:
             raise WrongState(f"cannot {verb} {entry.name!r}: its file is gone", job=entry.name, state=entry.job.state)
         if self.ending:
             raise Unavailable(f"cannot {verb} {entry.name!r}: the daemon is ending", job=entry.name)
+        self._check_heard(entry, verb)
         step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
         if step.refused:
             raise WrongState(f"cannot {verb} {entry.name!r}: {step.refused}", job=entry.name, state=entry.job.state)
@@ -233,9 +234,15 @@ class Supervisor:
             self._send(entry, unread, packet, to_next=launches)
         queued = unread is not None
         with self.together():
-            self._note(entry, "command", actor, {"id": number, "verb": verb, "data": data, "queued": queued})
+            told = {"id": number, "verb": verb, "data": data, "queued": queued}
+            self._note(entry, "command", actor, told, run=entry.spawning or None)  # of the run that it waits for
             self._take(entry, step, verb)
         return Receipt(number, entry.name, verb, entry.job.state, queued), unread
+
+    def _check_heard(self, entry: Entry, verb: str) -> None:
+        """Raise Unavailable when the host may not hear any more of what is asked for."""
+        if self._leaving.is_set():
+            raise Unavailable(f"cannot {verb} {entry.name!r}: the server is leaving; ask again", job=entry.name)
 
     async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
         """Merge the data into the job's config, for this run and all later ones."""
@@ -258,6 +265,7 @@ class Supervisor:
 
     async def kill(self, entry: Entry, *, grace_s: float | None, actor: str = "", wait: bool = True) -> Exit | None:
         """End the run's whole tree. Return how it ended once nothing is left of it; None when not waited for."""
+        self._check_heard(entry, "kill")
         step = policy.step(entry.job, policy.KillAsked(grace_s), time.monotonic(), entry.definition.rules)
         entry.commands["refused" if step.refused else "done"] += 1
         if step.refused:
@@ -273,7 +281,7 @@ class Supervisor:
         return entry.last_exit if wait else None
 
     def leave(self) -> None:
-        """The server ends before its jobs do: tell whoever waits for one."""
+        """The server ends before its jobs do: tell whoever waits for one, and take no more verbs."""
         self._leaving.set()
 
     async def _outcome(self, entry: Entry, waits_for: asyncio.Future[T], what: str) -> T:
@@ -558,7 +566,7 @@ class Supervisor:
             if run != live.run and (run is not None or number < since):
                 continue
             unread = live.unread.setdefault(number, Unread(number, command, data, "", 0))
-            if live.owed and run is None and number not in read:
+            if live.owed and number not in read:  # where its start is not stored, all came before it
                 with suppress(Refused):
                     self._send(entry, unread, _packet(entry, command, data, number))
 

@@ -15,14 +15,14 @@ import pytest
 from helpers.rows import RUN, job_row, run_started
 
 from harnessd import tree
-from harnessd.errors import SpawnFailed, TooLarge
+from harnessd.errors import SpawnFailed, TooLarge, Unavailable
 from harnessd.server import policy
 from harnessd.server.adoption import Adopted, plan
 from harnessd.server.definition import Definition
 from harnessd.server.entry import Exit, Queued, Recalled
 from harnessd.server.host import EndNote, LiveRun
 from harnessd.server.reading import Reader
-from harnessd.server.records import JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted
+from harnessd.server.records import Event, JobRow, JournalDone, Loaded, Record, RunEnded, RunStarted
 from harnessd.server.supervisor import Folders, Supervisor, run_ended
 from harnessd.server.supervisor import run_started as start_of
 from harnessd.states import Command, ExitReason, State, Want
@@ -240,7 +240,7 @@ def test_the_exit_of_a_run_that_could_not_be_handed_over_is_stored(tmp_path: Pat
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not yet"])
 @pytest.mark.parametrize(
     ("owed", "read", "sent"),
-    [(True, False, [2, 3]), (True, True, [3]), (False, False, [])],
+    [(True, False, [2, 3, 4]), (True, True, [3, 4]), (False, False, [])],
     ids=["all", "rest", "none"],
 )
 def test_a_run_gets_the_commands_that_the_server_it_was_forked_for_had_not_sent(
@@ -306,6 +306,39 @@ def test_a_kill_reaches_the_host_before_it_can_be_stored(tmp_path: Path) -> None
 
     asyncio.run(kills())
     assert ended[0] == 1
+
+
+def test_a_command_for_a_run_that_is_being_forked_is_noted_as_that_runs(tmp_path: Path) -> None:
+    host, records = Host(), list[Record]()
+
+    async def starts() -> int:
+        supervisor = Supervisor(host, Folders(tmp_path, 1 << 20), records.append)
+        entry = supervisor.add(DEFINITION)
+        supervisor.apply(entry, policy.Autostart(), "the test")
+        await supervisor.ask(entry, policy.StartAsked())
+        spec = await host.asked.get()
+        spawned = entry.spawned()
+        host.forked.put_nowait(SpawnFailed("cannot start 'etl': the test"))
+        await spawned
+        return spec.run
+
+    run = asyncio.run(starts())
+    assert [record.run for record in records if isinstance(record, Event) and record.kind == "command"] == [run]
+
+
+def test_a_server_that_is_leaving_takes_no_verb(tmp_path: Path) -> None:
+    async def asks() -> None:
+        supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
+        entry = supervisor.add(DEFINITION)
+        supervisor.adopt(Adopted("etl", policy.Job(Want.UP, policy.Running(0.0)), in_memory(), outdated=False), 0, 0)
+        supervisor.leave()
+        with pytest.raises(Unavailable, match="cannot restart 'etl': the server is leaving; ask again"):
+            await supervisor.ask(entry, policy.RestartAsked())
+        with pytest.raises(Unavailable, match="cannot kill 'etl'"):
+            await supervisor.kill(entry, grace_s=None)
+        assert entry.job.state is State.RUNNING
+
+    asyncio.run(asks())
 
 
 def test_a_wait_of_no_time_sees_that_a_command_is_read_already(tmp_path: Path) -> None:
