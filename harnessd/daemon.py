@@ -117,7 +117,7 @@ class Daemon:
         supervisor.can_store = lambda: self._store is None or self._store.error is None
         supervisor.together = self._together
         link.on_ending = supervisor.shut_down
-        link.on_lost = supervisor.leave
+        link.on_lost = supervisor.lose_host
         link.on_preload_failed = self._on_preload_failed
         listening = [await _listen(link, inventory, settings.http), *_listen_locally(link, inventory, state)]
         link.preload(settings.preload)

@@ -98,6 +98,7 @@ class Supervisor:
         self.together: Callable[[], AbstractContextManager[object]] = nullcontext  # recorded in it: one transaction
         self._leaving = asyncio.Event()
         self.ending = False
+        self._unheard = False
         self._hangs = Hangs(self._note, self.apply)
         self._checks = Checks(self._note, self.apply)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -240,8 +241,8 @@ class Supervisor:
         return Receipt(number, entry.name, verb, entry.job.state, queued), unread
 
     def _check_heard(self, entry: Entry, verb: str) -> None:
-        """Raise Unavailable when the host may not hear any more of what is asked for."""
-        if self._leaving.is_set():
+        """Raise Unavailable when the host does not hear any more of what is asked for."""
+        if self._unheard:
             raise Unavailable(f"cannot {verb} {entry.name!r}: the server is leaving; ask again", job=entry.name)
 
     async def configure(self, entry: Entry, data: Any, *, actor: str = "", wait_s: float | None = None) -> Receipt:
@@ -281,8 +282,12 @@ class Supervisor:
         return entry.last_exit if wait else None
 
     def leave(self) -> None:
-        """The server ends before its jobs do: tell whoever waits for one, and take no more verbs."""
+        """The server ends before its jobs do: tell whoever waits for one."""
         self._leaving.set()
+
+    def lose_host(self) -> None:
+        """The host is out of reach: the server will leave, and takes no more verbs until then."""
+        self._unheard = True
 
     async def _outcome(self, entry: Entry, waits_for: asyncio.Future[T], what: str) -> T:
         """Return the result. Raises Unavailable when the server leaves before."""

@@ -326,12 +326,12 @@ def test_a_command_for_a_run_that_is_being_forked_is_noted_as_that_runs(tmp_path
     assert [record.run for record in records if isinstance(record, Event) and record.kind == "command"] == [run]
 
 
-def test_a_server_that_is_leaving_takes_no_verb(tmp_path: Path) -> None:
+def test_a_server_without_its_keeper_takes_no_verb(tmp_path: Path) -> None:
     async def asks() -> None:
         supervisor = Supervisor(Host(), Folders(tmp_path, 1 << 20), lambda _: None)
         entry = supervisor.add(DEFINITION)
         supervisor.adopt(Adopted("etl", policy.Job(Want.UP, policy.Running(0.0)), in_memory(), outdated=False), 0, 0)
-        supervisor.leave()
+        supervisor.lose_host()
         with pytest.raises(Unavailable, match="cannot restart 'etl': the server is leaving; ask again"):
             await supervisor.ask(entry, policy.RestartAsked())
         with pytest.raises(Unavailable, match="cannot kill 'etl'"):
