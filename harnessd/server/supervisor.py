@@ -336,8 +336,10 @@ class Supervisor:
     # policy: the one choke point
 
     def apply(self, entry: Entry, event: policy.Event, why: str) -> None:
-        """Let a fact change the job."""
-        self._take(entry, policy.step(entry.job, event, time.monotonic(), entry.definition.rules), why)
+        """Let a fact change the job; not if that takes a host that is out of reach: the next server finds it, too."""
+        step = policy.step(entry.job, event, time.monotonic(), entry.definition.rules)
+        if not (self._unheard and any(isinstance(action, policy.End) for action in step.actions)):
+            self._take(entry, step, why)
 
     def _take(self, entry: Entry, step: policy.Step, why: str) -> None:
         before, entry.job = entry.job, step.job

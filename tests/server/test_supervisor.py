@@ -336,6 +336,7 @@ def test_a_server_without_its_keeper_takes_no_verb(tmp_path: Path) -> None:
             await supervisor.ask(entry, policy.RestartAsked())
         with pytest.raises(Unavailable, match="cannot kill 'etl'"):
             await supervisor.kill(entry, grace_s=None)
+        supervisor.apply(entry, policy.SpecChanged(), "its file has changed")
         assert entry.job.state is State.RUNNING
 
     asyncio.run(asks())
