@@ -6,19 +6,18 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from harnessd import tree
 from harnessd.server.adoption import Passed
-from harnessd.server.places import journals_in
+from harnessd.server.places import journals_in, journals_of
 from harnessd.server.reading import Reader
 from harnessd.server.records import JournalDone, Loaded, Record, RunEnded, RunStarted
 from harnessd.server.supervisor import run_ended, run_started
 from harnessd.server.tape import Tape
 from harnessd.states import ExitReason
-from harnessd.wire import ExitRecord
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ def store_left_over(
     specs = {row.name: row.spec for row in known.jobs}
     unfinished = {run.id: run for run in known.runs}
     ended = [each for each in passed if each.record.run not in known.ended]
-    there = {run: path for run, _, _, path in journals_in(journals)}
-    started = [unfinished.get(each.record.run) or _started(each.record, there, journals) for each in ended]
+    paths = journals_of(journals, {each.record.run for each in ended}.difference(unfinished))
+    started = [unfinished.get(each.record.run) or run_started(each.record, paths[each.record.run]) for each in ended]
     for run, each in zip(started, ended, strict=True):
         record(run)
         record(run_ended(*each))
@@ -88,8 +87,3 @@ def store_left_over(
             continue
         reader.follow(run.id, tape, path, lambda _: None, math.inf)
         reader.finish(run.id, lambda: None)
-
-
-def _started(record: ExitRecord, there: Mapping[int, Path], journals: Path) -> RunStarted:
-    """Return what is kept of the start of a run that ended, whose journal may be one of those that are there."""
-    return run_started(record, there.get(record.run, journals / f"{record.run}.jsonl"))

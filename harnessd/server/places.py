@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,7 +72,13 @@ def journal_name(run: int, mark: int, job: str) -> str:
 
 def journal_of(folder: Path, run: int) -> Path:
     """Return the run's journal in the folder."""
-    return next(folder.glob(f"{run}.*.jsonl"), folder / f"{run}.jsonl")
+    return journals_of(folder, (run,))[run]
+
+
+def journals_of(folder: Path, runs: Collection[int]) -> dict[int, Path]:
+    """Return the journal of each of the runs; the folder is listed once for all, and for none not at all."""
+    found = {run: path for run, _, _, path in journals_in(folder)} if runs else {}
+    return {run: found.get(run, folder / f"{run}.jsonl") for run in runs}
 
 
 def journals_in(folder: Path) -> Iterator[tuple[int, int, str, Path]]:

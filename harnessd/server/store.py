@@ -124,8 +124,7 @@ class Store:
         """
         tape = Lines(run, lines, since, offset, count, dropped, _promise())
         with self._wake:
-            failing = self._health.error is not None and time.monotonic() < self._health.retry_at
-            if not failing and not self._closing:
+            if not self._refuses_lines() and not self._closing:
                 self._add(tape)
                 return tape.stored
         _refuse(
@@ -140,8 +139,10 @@ class Store:
     def is_failing(self) -> bool:
         """Return whether storage fails and lines that can wait had better do so: some others will find out."""
         with self._wake:
-            failing = self._health.error is not None
-            return failing and (time.monotonic() < self._health.retry_at or self._backlog.lines > 0)
+            return self._refuses_lines() or (self._health.error is not None and self._backlog.lines > 0)
+
+    def _refuses_lines(self) -> bool:
+        return self._health.error is not None and time.monotonic() < self._health.retry_at
 
     def flush(self) -> Future[None]:
         """Return a future that is done when all that was put before is committed."""

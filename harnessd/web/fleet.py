@@ -55,7 +55,10 @@ async def _check(call: Call, operation: Operation) -> None:
         text = call.parameter(parameter.name)
         if text is not None:
             parameter.verify(text)
-    if operation.data is not None and not isinstance(await call.data(), dict) and operation.data is OBJECT:
+    if operation.data is None:
+        return
+    data = await call.data()
+    if operation.data is OBJECT and not isinstance(data, dict):
         raise BadData("cannot configure: an object is wanted, as in {'key': value}")
 
 
