@@ -52,12 +52,13 @@ def wear(mark: int) -> None:
     resource.setrlimit(_RLIMIT_LOCKS, (mark, resource.getrlimit(_RLIMIT_LOCKS)[1]))
 
 
-def put_on(mark: int, pid: int) -> None:
-    """Mark another process, and what will descend from it, if it is still there and may be marked."""
+def put_on(mark: int, pid: int) -> bool:
+    """Mark another process, and what will descend from it. Return False if it has ended, or become somebody else."""
     try:
         resource.prlimit(pid, _RLIMIT_LOCKS, (mark, resource.prlimit(pid, _RLIMIT_LOCKS)[1]))
     except (ProcessLookupError, PermissionError):
-        pass  # it has ended, or become somebody else
+        return False
+    return True
 
 
 def members(marks: Container[int], *, nested: bool = True) -> dict[int, list[int]]:
@@ -98,8 +99,13 @@ def start_ticks(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def ticks_now() -> int:
+    """Return the time in clock ticks since boot."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_A_SECOND)
+
+
 def age_s(ticks: int) -> float:
-    """Return the age of a process that started then, by the kernel's clock, whatever was done to the wall clock."""
+    """Return the age of what began then, by the kernel's clock, whatever was done to the wall clock."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / TICKS_A_SECOND)
 
 

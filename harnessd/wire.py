@@ -25,7 +25,7 @@ from typing import Any, Self
 from harnessd.errors import WireError
 from harnessd.states import Command
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 64 << 20
 MAX_FDS = 16  # in one frame; the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_STATUS_BYTES = 256 << 10
@@ -148,6 +148,11 @@ class RunSpec:
     errors: str = ""  # file for stderr; "": with stdout
     config: dict[str, Any] = field(default_factory=dict)
     kill_grace: float = 3.0  # seconds between SIGTERM and SIGKILL
+
+    @property
+    def is_executed(self) -> bool:
+        """Whether another program takes the place of the fork: nothing that is loaded is of use to it."""
+        return bool(self.command or self.python)
 
     def to_frame(self) -> Frame:
         return _fields(self)

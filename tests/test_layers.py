@@ -37,7 +37,12 @@ ONLY_THESE = {
     ("examples", "job"): {"harnessd.job.cradle"},
 }
 # Of the keeper, only what runs after the fork may see a job's classes.
-AFTER_THE_FORK = {"harnessd.keeper.spawn", "harnessd.keeper.bootstrap", "harnessd.keeper.zygote"}
+AFTER_THE_FORK = {
+    "harnessd.keeper.spawn",
+    "harnessd.keeper.bootstrap",
+    "harnessd.keeper.zygote",
+    "harnessd.keeper.spare",
+}
 JOB_CLASSES = {"harnessd.job.cradle", "harnessd.job.conduct"}
 
 PURE = {"harnessd.server.policy", "harnessd.server.adoption", "harnessd.server.thin", "harnessd.server.records"}

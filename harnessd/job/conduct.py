@@ -44,6 +44,11 @@ class Ends:
     output: int | None = None
     errors: int | None = None
 
+    def fds(self) -> list[int]:
+        """Return those that there are, in the order in which they are handed on."""
+        every = (self.mailbox, self.pulse, self.journal, self.output, self.errors)
+        return [fd for fd in every if fd is not None]
+
 
 def conduct(spec: RunSpec, ends: Ends, journal: Journal, job: object | None) -> NoReturn:
     """Run the job in this process and end with its exit code."""

@@ -30,7 +30,8 @@ class Child:
     pid: int
     started_at: float  # wall clock
     started_mono: float
-    start_ticks: int
+    began_ticks: int  # since boot
+    start_ticks: int  # of its process, which may be older: it may have been forked ahead
     mailbox: int  # the server's end
     pulse: int
     cell: Cell | None = None
@@ -50,6 +51,7 @@ class Child:
             "mark": self.spec.mark,
             "pid": self.pid,
             "start_ticks": self.start_ticks,
+            "began_ticks": self.began_ticks,
             "started_at": self.started_at,
             "journal": self.spec.journal,
             "limits": self.limits,

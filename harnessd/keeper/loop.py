@@ -30,11 +30,13 @@ from harnessd.keeper.children import Children
 from harnessd.keeper.notify import Notifier
 from harnessd.keeper.respawn import LEAVE_S, SIGNALS, ServerProcess, allow_many_files
 from harnessd.keeper.say import say
+from harnessd.keeper.spare import Spare
 from harnessd.keeper.spawn import Began, Prepared, Pristine, fork, prepare
 from harnessd.keeper.zygote import Zygote
 from harnessd.wire import PROTOCOL, Frame, RunSpec
 
 _PR_SET_CHILD_SUBREAPER = 36
+_SPARE_AFTER_S = 0.05  # a run was started: those started with it go first
 _FORKED_AT_ONCE = 32  # runs; their descriptors are all open here until then
 _FDS_OF_RUN = 3  # mailbox, page and journal, all open in the server
 _FDS_OF_SERVER = 48  # database, sockets, what it reads meanwhile
@@ -77,6 +79,8 @@ class Keeper:
         )
         self._control: Channel | None = None
         self._zygote: Zygote | None = None
+        self._spare: Spare | None = None
+        self._spare_due = math.inf
         self._unclaimed: dict[int, tuple[int, resource.struct_rusage]] = {}
         self._cgroups = Cgroups()
         self._notifier = Notifier() if server else None  # what a script was started by is its job's to tell
@@ -112,7 +116,12 @@ class Keeper:
                     self._on_zygote(events)
 
     def _timeout(self) -> float | None:
-        due = min(self._children.due(), self._cgroups.due(), math.inf if self._leaving else self._record_until)
+        due = min(
+            self._children.due(),
+            self._cgroups.due(),
+            self._spare_due,
+            math.inf if self._leaving else self._record_until,
+        )
         if self._server:
             due = min(due, self._server.due, self._server.kill_at)
         if self._notifier:
@@ -130,6 +139,8 @@ class Keeper:
             self._unclaimed.clear()
         if self._cgroups.due() <= time.monotonic():
             self._cgroups.tidy()
+        if self._spare_due <= time.monotonic():
+            self._fork_spare()
         if self._ending and not self._children.live:
             self._finish()
         if self._server and self._exit_code is None:
@@ -168,6 +179,9 @@ class Keeper:
                 pid, status, usage = ended
                 if self._server and pid == self._server.pid:
                     self._on_server_end(status)
+                elif self._spare and pid == self._spare.pid:  # killed: the next run is forked
+                    self._spare.close()
+                    self._spare = None
                 elif not self._children.reaped(pid, status, usage) and self._zygote and self._zygote.waiting:
                     self._unclaimed[pid] = (status, usage)  # of a run, maybe, that the zygote has not told of yet
 
@@ -204,6 +218,7 @@ class Keeper:
             graces_s = [child.spec.kill_grace for child in self._children.live.values()]
             self._notifier.stopping(within_s=max(graces_s, default=0.0) + _RECORD_S + 2 * LEAVE_S)
         self._ending = True
+        self._drop_spare()
         self._send({"event": "ending"})
         if self._zygote:
             self._drop_zygote()  # it may be importing yet, for as long as it likes
@@ -315,7 +330,7 @@ class Keeper:
         if self._server:
             self._require_descriptors(spec.job)
         prepared = prepare(frame.get("id"), spec, self._cgroups)
-        if self._zygote and not spec.command and not spec.python:
+        if self._zygote and not spec.is_executed:
             try:
                 self._zygote.fork(prepared)
             except OSError:
@@ -340,7 +355,7 @@ class Keeper:
     def _fork_prepared(self) -> None:
         if not self._prepared:
             return
-        several = list(self._prepared.values())
+        several = [prepared for prepared in self._prepared.values() if not self._use_spare(prepared)]
         forked = fork(several, self._pristine)
         self._prepared.clear()
         for prepared, result in zip(several, forked, strict=True):
@@ -356,6 +371,8 @@ class Keeper:
     def _started(self, prepared: Prepared, pid: int, began: Began) -> None:
         child = prepared.child(pid, began)
         self._children.add(child)
+        if not (self._spare or self._zygote or self._pristine.script or child.spec.is_executed):
+            self._spare_due = time.monotonic() + _SPARE_AFTER_S
         if pid in self._unclaimed:
             self._children.reaped(pid, *self._unclaimed.pop(pid))
         try:
@@ -371,6 +388,7 @@ class Keeper:
         if self._zygote:
             self._drop_zygote()
         if frame["modules"]:
+            self._drop_spare()
             self._zygote = Zygote(list(frame["modules"]), self._pristine)
             self._selector.register(self._zygote.channel, selectors.EVENT_READ)
         return Answer()
@@ -413,6 +431,30 @@ class Keeper:
         if self._notifier:
             self._notifier.reloaded()
         return Answer()
+
+    # the spare
+
+    def _fork_spare(self) -> None:
+        self._spare_due = math.inf
+        with suppress(OSError):  # the next run is forked, or refused with a reason
+            self._spare = Spare(self._pristine)
+
+    def _use_spare(self, prepared: Prepared) -> bool:
+        """Have the spare become the run. Return False if there is none, or it could not."""
+        if self._spare is None or prepared.spec.is_executed:
+            return False
+        spare, self._spare = self._spare, None
+        began = Began.now()
+        if not spare.become(prepared):
+            return False
+        self._started(prepared, spare.pid, began)
+        return True
+
+    def _drop_spare(self) -> None:
+        self._spare_due = math.inf
+        if self._spare:
+            self._spare.end()
+            self._spare = None
 
     # the zygote
 

@@ -18,8 +18,8 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,7 @@ from harnessd.job.journal import Journal
 from harnessd.keeper.cgroup import Cell, Cgroups
 from harnessd.keeper.children import Child
 from harnessd.keeper.say import say
-from harnessd.wire import RunSpec
+from harnessd.wire import Frame, RunSpec
 
 _HIGH_FD = 900  # below every usual limit, above what a job opens: a job that closes all and opens anew won't meet it
 _COMMAND_MAILBOX = 3  # a shell can name descriptors of one digit only
@@ -57,14 +57,15 @@ class Pristine:
 
 
 class Began(NamedTuple):
-    """When a run became a process."""
+    """When a run began: when it was forked, or what was forked ahead became it."""
 
     at: float  # wall clock, epoch seconds
     mono: float
+    ticks: int  # since boot
 
     @classmethod
     def now(cls) -> Began:
-        return cls(time.time(), time.monotonic())
+        return cls(time.time(), time.monotonic(), tree.ticks_now())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,15 @@ class Prepared:
 
     def fds(self) -> list[int]:
         """Return all of them."""
-        return [self.mailbox, self.ends.pulse, *self._of_the_run()]
+        return [self.mailbox, *self.of_the_run()]
 
-    def _of_the_run(self) -> list[int]:
-        fds = (self.ends.mailbox, self.ends.journal, self.ends.output, self.ends.errors, self.enter)
-        return [fd for fd in fds if fd is not None]
+    def told(self) -> Frame:
+        """Return what a process has to be told to become it, beside the descriptors."""
+        return {"spec": self.spec.to_frame(), "enter": self.enter is not None}
+
+    def of_the_run(self) -> list[int]:
+        """Return those that the run wants, in the order in which they are handed to it."""
+        return [*self.ends.fds(), *([] if self.enter is None else [self.enter])]
 
     def close(self, cgroups: Cgroups) -> None:
         """Let go of all that was made for the run, which will never be a process."""
@@ -97,8 +102,9 @@ class Prepared:
 
     def child(self, pid: int, began: Began) -> Child:
         """Return the run as the keeper holds it, now that it is a process."""
-        for fd in self._of_the_run():
-            os.close(fd)
+        for fd in self.of_the_run():
+            if fd != self.ends.pulse:
+                os.close(fd)
         ticks = tree.start_ticks(pid)
         return Child(self.spec, pid, *began, ticks, self.mailbox, self.ends.pulse, self.cell, self.limits)
 
@@ -132,14 +138,12 @@ def fork(several: Iterable[Prepared], before: Pristine) -> list[tuple[int, Began
     nothing in the loop that could as well be done before or after it.
     """
     forked: list[tuple[int, Began] | SpawnFailed] = []
-    signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)  # a signal must not run the keeper's handlers in a run
     unmarked = tree.worn()
-    safe = os.stat("/proc/self/task").st_nlink == 2 + 1  # a directory for each thread
-    try:
+    with forking(before) as unsafe:
         for prepared in several:
             try:
-                if not safe:
-                    raise OSError(errno.EDEADLK, "the keeper has more than one thread, a fork would be unsafe")
+                if unsafe:
+                    raise unsafe
                 tree.wear(prepared.spec.mark)  # the run is born with it: no signal to the run's tree can miss it
                 began = Began.now()
                 pid = os.fork()
@@ -148,14 +152,25 @@ def fork(several: Iterable[Prepared], before: Pristine) -> list[tuple[int, Began
                 continue
             if pid == 0:
                 try:
+                    set_apart(before, prepared.of_the_run())
                     become(prepared.spec, prepared.ends, before, prepared.enter)
                 finally:  # whatever a signal handler of the job's raises at its end: a run never goes on as a keeper
                     os._exit(1)
             forked.append((pid, began))
-    finally:
-        tree.wear(unmarked)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
+    tree.wear(unmarked)
     return forked
+
+
+@contextmanager
+def forking(before: Pristine) -> Iterator[OSError | None]:
+    """Hold signals back, as the keeper's handlers must not run in what is forked. Yield what speaks against a fork."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, before.handlers)
+    try:
+        alone = os.stat("/proc/self/task").st_nlink == 2 + 1  # a directory for each thread
+        why = "the keeper has more than one thread, a fork would be unsafe"
+        yield None if alone else OSError(errno.EDEADLK, why)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before.handlers)
 
 
 def _open_to_append(path: str, spec: RunSpec) -> int:
@@ -184,20 +199,30 @@ def _open_output(path: str, spec: RunSpec) -> int:
         return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
 
 
+def set_apart(before: Pristine, keep: Iterable[int]) -> None:
+    """Make this process, just forked, one of its own, with no descriptors but stdio and those to keep."""
+    os.setsid()
+    gc.freeze()  # what the keeper made since its start is left alone too, as a collection would copy its pages
+    if before.own_fds:  # the others are the script's, for its job
+        for fd in set(before.own_fds()).difference(keep):
+            os.close(fd)
+        return
+    for low, high in pairwise([2, *sorted(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[1]]):  # all of the keeper's
+        os.closerange(low + 1, high)
+
+
 def become(spec: RunSpec, ends: Ends, before: Pristine, enter: int | None) -> NoReturn:
-    """Turn this process, just forked, into the run."""
+    """Turn this process, which was set apart, into the run."""
     journal = None
     try:
         if enter is not None:
             os.write(enter, b"0")
-        os.setsid()
-        gc.freeze()  # what the keeper made since its start is left alone too, as a collection would copy its pages
-        _close_others(ends, before.own_fds)
+            os.close(enter)
         ends = _place_fds(ends)
         journal = Journal(ends.journal, ends.pulse, spec.journal_max_bytes)
         _set_identity(spec, before)
-        _restore_signals(before)
-        if spec.command or spec.python:
+        restore_signals(before)
+        if spec.is_executed:
             _execute(spec, ends)
         _become_python(spec, before)
     except BaseException as error:  # this is still the keeper's copy: nothing may travel up its stack
@@ -221,17 +246,6 @@ def _say(text: str) -> None:
         os.write(2, text.encode(errors="replace") + b"\n")
     except OSError:
         pass  # nobody reads the job's stderr; the journal has it too
-
-
-def _close_others(ends: Ends, own_fds: Callable[[], Iterable[int]] | None) -> None:
-    fds = (ends.mailbox, ends.pulse, ends.journal, ends.output, ends.errors)
-    keep = sorted({fd for fd in fds if fd is not None})
-    if own_fds:  # the others are the script's, for its job
-        for fd in set(own_fds()).difference(keep):
-            os.close(fd)
-        return
-    for low, high in pairwise([2, *keep, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]):
-        os.closerange(low + 1, high)
 
 
 def _place_fds(ends: Ends) -> Ends:
@@ -287,7 +301,8 @@ def die_with(parent_pid: int) -> None:
         os._exit(1)
 
 
-def _restore_signals(before: Pristine) -> None:
+def restore_signals(before: Pristine) -> None:
+    """Have this process handle signals as the keeper did at first, and let those come that were held back."""
     signal.set_wakeup_fd(-1)
     for number, handler in before.handlers.items():
         signal.signal(number, handler)

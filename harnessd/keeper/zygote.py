@@ -23,7 +23,7 @@ from harnessd import tree
 from harnessd.channel import Channel
 from harnessd.job import pulse
 from harnessd.job.conduct import Ends
-from harnessd.keeper.spawn import EXIT_CANNOT_EXECUTE, Prepared, Pristine, become, die_with
+from harnessd.keeper.spawn import EXIT_CANNOT_EXECUTE, Prepared, Pristine, become, die_with, set_apart
 from harnessd.wire import FrameReader, RunSpec, pack_frame
 
 _CLAIM_S = 5.0
@@ -50,12 +50,8 @@ class Zygote:
 
     def fork(self, prepared: Prepared) -> None:
         """Ask for a run. It answers with the run's pid. Raise OSError when no descriptor is left to ask with."""
-        spec, ends = prepared.spec, prepared.ends
-        fds = [ends.mailbox, ends.pulse, ends.journal, *(fd for fd in (ends.output, ends.errors) if fd is not None)]
-        if prepared.enter is not None:
-            fds.append(prepared.enter)
-        self.channel.send({"spec": spec.to_frame(), "enter": prepared.enter is not None}, fds)
-        self.waiting[spec.run] = prepared
+        self.channel.send(prepared.told(), prepared.of_the_run())
+        self.waiting[prepared.spec.run] = prepared
 
     def void(self, run: int) -> Prepared | None:
         """Return the run if it was asked for and is not told of yet. What was forked of it ends at once."""
@@ -128,6 +124,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
             if run == 0:
                 _await_claim(ends, before.keeper_pid)
                 _reseed()
+                set_apart(before, [*fds, *([] if enter is None else [enter])])
                 become(spec, ends, before, enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
             code = 0

@@ -37,7 +37,8 @@ class LiveRun:
     job: str
     mark: int
     pid: int
-    start_ticks: int
+    start_ticks: int  # of the process, which may have been forked ahead
+    began_ticks: int
     started_at: float  # wall clock, epoch seconds
     journal: str
     mailbox: int  # descriptor, ours to close
@@ -46,8 +47,8 @@ class LiveRun:
     end_note: Frame = field(default_factory=dict)
 
     def uptime_s(self) -> float:
-        """Return the age of the process by the kernel's clock, whatever was done to the wall clock."""
-        return tree.age_s(self.start_ticks)
+        """Return the age of the run by the kernel's clock, whatever was done to the wall clock."""
+        return tree.age_s(self.began_ticks)
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ class RunStarted:
     id: int
     job: str
     pid: int
-    start_ticks: int  # the kernel's start time: with the pid, the identity of the process
+    start_ticks: int  # when it began, in the kernel's clock ticks since boot
     mark: int
     spec_digest: str
     started_us: int

@@ -67,7 +67,7 @@ class Vitals(TypedDict):
     alive: Annotated[bool, Field(description="it has a run")]
     pid: Annotated[int | None, Field(description="of the run's first process")]
     run: Annotated[int | None, Field(description="the run's number")]
-    uptime_s: Annotated[float | None, Field(description="age of the process by the kernel's clock")]
+    uptime_s: Annotated[float | None, Field(description="age of the run by the kernel's clock")]
     restarts: Annotated[int, Field(description="how often a run was started that nobody asked for")]
     process: Annotated[Process | None, Field(description="what the run's first process uses; at most a second old")]
     limits: Annotated[

@@ -385,7 +385,7 @@ class Supervisor:
             entry.timer = None
         rules = entry.definition.rules
         at = policy.due(entry.job, rules)
-        if entry.live and entry.job.state is State.STARTING:  # what counts is its process, however long that took
+        if entry.live and entry.job.state is State.STARTING:  # what counts is its run, however long that took
             at = max(at, time.monotonic() - entry.live.info.uptime_s() + rules.start_seconds)
         if at < float("inf") and not entry.spawning:
             delay_s = max(0.0, at - time.monotonic()) + 0.001  # never early, as loops count in milliseconds
@@ -500,7 +500,7 @@ class Supervisor:
                 id=run.run,
                 job=entry.name,
                 pid=run.pid,
-                start_ticks=run.start_ticks,
+                start_ticks=run.began_ticks,
                 mark=run.mark,
                 spec_digest=entry.definition.digest,
                 started_us=int(run.started_at * 1e6),
@@ -538,6 +538,7 @@ class Supervisor:
             mark=0,
             pid=record.pid,
             start_ticks=0,
+            began_ticks=0,
             started_at=record.at - record.wall_s,
             journal=str(journal_of(self._folders.journals, record.run)),
             mailbox=-1,

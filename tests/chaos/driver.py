@@ -107,6 +107,12 @@ class Driver:
     def _zygote_kill(self, fault: Fault) -> tuple[str, Undo | None] | None:
         return self._signal(self._table.zygote(), signal.SIGKILL)
 
+    def _spare_kill(self, fault: Fault) -> tuple[str, Undo | None] | None:
+        return self._signal(self._table.spare(), signal.SIGKILL)
+
+    def _spare_stop(self, fault: Fault) -> tuple[str, Undo | None] | None:
+        return self._freeze(self._table.spare())
+
     def _keeper_kill(self, fault: Fault) -> tuple[str, Undo | None] | None:
         return self._signal(self._keeper(), signal.SIGKILL)
 

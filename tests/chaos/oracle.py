@@ -17,7 +17,7 @@ _SEEN_S = 3.0  # from an exit until the keeper has seen it and all that it has l
 _EARLY_S = 0.5  # clocks do not differ by more
 _UP_S = 10.0  # until a new server serves
 _SIGKILL = 9
-_HOLDS = ("keeper-stop", "fork-cut", "job-stop")  # what keeps a keeper from seeing an end
+_HOLDS = ("keeper-stop", "fork-cut", "job-stop", "spare-stop")  # what keeps a keeper from seeing an end
 
 
 @dataclass

@@ -13,6 +13,8 @@ RATES: dict[str, tuple[float, float, float]] = {
     "keeper-kill": (1, 0, 0),
     "keeper-stop": (1.5, 0.1, 2),
     "zygote-kill": (1.5, 0, 0),
+    "spare-kill": (1.5, 0, 0),
+    "spare-stop": (1.5, 0.1, 2),
     "hangup": (2, 0, 0),
     "job-kill": (12, 0, 0),
     "child-kill": (10, 0, 0),

@@ -73,20 +73,25 @@ class Table:
         return found
 
     def server(self) -> Process | None:
-        return next((process for process in self._beside_keeper() if _is_server(process.pid)), None)
+        return self._beside_keeper("server")
 
     def zygote(self) -> Process | None:
-        return next((process for process in self._beside_keeper() if not _is_server(process.pid)), None)
+        return self._beside_keeper("zygote")
 
-    def _beside_keeper(self) -> list[Process]:
+    def spare(self) -> Process | None:
+        return self._beside_keeper("spare")
+
+    def _beside_keeper(self, role: str) -> Process | None:
         keeper = self._keeper()
-        return [process for process in self.scan() if keeper and process.parent == keeper and not process.mark]
+        beside = (process for process in self.scan() if keeper and process.parent == keeper and not process.mark)
+        return next((process for process in beside if _role(process.pid) == role), None)
 
 
-def _is_server(pid: int) -> bool:
+def _role(pid: int) -> str:
     with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return b"harnessd.daemon" in file.read()
-    return False
+        shown = file.read()
+        return "server" if b"harnessd.daemon" in shown else "spare" if b"harnessd: spare" in shown else "zygote"
+    return ""
 
 
 class Watch:

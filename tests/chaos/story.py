@@ -19,6 +19,7 @@ from chaos.witness import now
 Fact = dict[str, Any]
 _RUN = re.compile(r"run (\d+)$")
 SERVER_ENDS = ("server-kill", "fork-cut", "keeper-kill", "down")
+_BECOMES_S = 3.0
 _STORAGE = ("disk-full", "database-lock", "server-stop", "descriptors-out")
 SETTLE_S = 8.0  # after its end a fault may still be felt: the longest wait until the database is tried again, and more
 
@@ -208,6 +209,13 @@ class Story:
     def _hits(self, signal: str) -> dict[int, list[float]]:
         found: dict[int, list[float]] = {}
         for fact in self.driver:
-            if fact["f"] == "fault" and fact["what"].startswith(signal) and (run := _RUN.search(fact["what"])):
+            if fact["f"] != "fault" or not fact["what"].startswith(signal):
+                continue
+            if run := _RUN.search(fact["what"]):
                 found.setdefault(int(run[1]), []).append(fact["t"])
+            elif fact["kind"].startswith("spare"):  # it may have been about to become a run
+                pid = int(fact["what"].split()[2])
+                for one in self.runs.values():
+                    if one.pid == pid and abs(one.started - fact["t"]) < _BECOMES_S:
+                        found.setdefault(one.id, []).append(fact["t"])
         return found

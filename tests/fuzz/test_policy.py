@@ -110,7 +110,7 @@ class FakeHost:
         for end in (ours, theirs):
             end.setblocking(False)
         page = memoryview(bytearray(64)).cast("Q")
-        about = (spec.run, spec.job, spec.mark, os.getpid(), 1, WALL_S, spec.journal, ours.detach(), page)
+        about = (spec.run, spec.job, spec.mark, os.getpid(), 1, 1, WALL_S, spec.journal, ours.detach(), page)
         run = FakeRun(*about, clock=self.clock, since=self.clock.now)
         self.processes.append(Process(run, theirs, ending=self.ending or spec.run in self.to_end))
         reply.set_result(run)

@@ -56,6 +56,18 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
+def spares(keeper: int) -> list[int]:
+    """Return the children of the keeper that wait to become a run."""
+    return [pid for pid in children(keeper) if title(pid) == "harnessd: spare"]
+
+
+def title(pid: int) -> str:
+    """Return what `ps` shows of the process; nothing when it is gone."""
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().rstrip(b"\0 ").decode()
+    return ""
+
+
 class Daemon:
     """Writes the config directory, starts the daemon and speaks with it; `close` ends it and looks at what is left."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.brand import Brand
+from helpers.daemon import children
 from helpers.script import ROOT
 from helpers.waiting import DEADLINE_S, until
 
@@ -31,7 +32,7 @@ keeper = Keeper(control=socket.socket(fileno=int(sys.argv[1])))
 keeper._pristine = dataclasses.replace(keeper._pristine, script=False, own_fds=None)
 sys.exit(keeper.run())
 """
-_HEAD = """\
+HEAD = """\
 import asyncio, os, signal, sys, threading, time
 from harnessd import Command, Cradle
 
@@ -142,7 +143,7 @@ class Rig:
         number = next(self._ids)
         if body:
             path = self._folder / f"job{number}.py"
-            path.write_text(_HEAD + textwrap.dedent(body))
+            path.write_text(HEAD + textwrap.dedent(body))
             changes = {"entrypoint": f"{path}:Job"} | changes
         blank = RunSpec(
             run=number,
@@ -172,7 +173,10 @@ class Rig:
         return ended["code"] if ended["signal"] is None else 128 + ended["signal"], run
 
     def members(self) -> list[int]:
-        return self._brand.members()
+        """Return the keeper and what there is of its runs: not what was forked ahead for the next."""
+        found = self._brand.members()
+        ahead = [pid for pid in children(self.process.pid) if not any(map(tree.is_mark, tree._worn_by(pid)[:1]))]
+        return [pid for pid in found if pid not in ahead]
 
     def close(self) -> None:
         """Leave the keeper alone; raise AssertionError if it does not end and take everything with it."""
@@ -181,7 +185,7 @@ class Rig:
             os.close(fd)
         try:
             self.process.wait(DEADLINE_S)
-            until(lambda: not self.members(), "nothing is left")
+            until(lambda: not self._brand.members(), "nothing is left")
         finally:
             self._brand.kill()
             self.process.wait(DEADLINE_S)

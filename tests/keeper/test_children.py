@@ -173,7 +173,7 @@ from harnessd.wire import RunSpec
 os.setuid(65534)
 children = Children()
 spec = RunSpec(run=1, job="etl", mark=(1 << 61) + 77, journal="", journal_max_bytes=1)
-children.add(Child(spec, int(sys.argv[1]), 0.0, 0.0, 0, -1, -1))
+children.add(Child(spec, int(sys.argv[1]), 0.0, 0.0, 0, 0, -1, -1))
 children.end(1, 0.02)
 children.end(1, 0.0)
 while children.live[1].probe_s < 0.2:

@@ -95,9 +95,11 @@ def test_run_is_as_its_spec_says(keeper: Rig, tmp_path: Path) -> None:
 def test_run_becomes_its_user_and_reports_as_such(keeper: Rig, tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     place = Path("/tmp") / f"harnessd-test-{os.getpid()}"  # nobody cannot look into pytest's own directories
-    place.mkdir(mode=0o755)
+    place.mkdir()
     try:
         (place / "job.py").write_text(USER)
+        for path, mode in ((place, 0o755), (place / "job.py", 0o644)):
+            path.chmod(mode)
         ids = {"uid": nobody.pw_uid, "gid": nobody.pw_gid, "groups": [nobody.pw_gid]}
         code, run = keeper.run(entrypoint=f"{place / 'job.py'}:Job", **ids)
         assert code == 0, run.out

@@ -65,7 +65,7 @@ def ended(run: int) -> ExitRecord:
 def live(spec: RunSpec) -> LiveRun:
     page: Any = memoryview(bytearray(64)).cast("Q")
     ticks = tree.start_ticks(os.getpid())
-    return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, 1.0, spec.journal, -1, page)
+    return LiveRun(spec.run, spec.job, spec.mark, os.getpid(), ticks, ticks, 1.0, spec.journal, -1, page)
 
 
 def write(journal: str) -> None:
@@ -144,7 +144,8 @@ def test_the_end_of_a_run_and_of_its_job_are_recorded_together(tmp_path: Path) -
 
 def in_memory(run: int = RUN) -> LiveRun:
     page: Any = memoryview(bytearray(64)).cast("Q")
-    return LiveRun(run, "etl", 3, os.getpid(), tree.start_ticks(os.getpid()), 1.0, "/j/1", -1, page)
+    ticks = tree.start_ticks(os.getpid())
+    return LiveRun(run, "etl", 3, os.getpid(), ticks, ticks, 1.0, "/j/1", -1, page)
 
 
 @pytest.mark.parametrize(
