@@ -12,9 +12,18 @@ import socket
 from typing import NoReturn
 
 from harnessd import tree
-from harnessd.job.conduct import Ends
-from harnessd.keeper.spawn import Prepared, Pristine, become, die_with, forking, restore_signals, set_apart, set_title
-from harnessd.wire import FrameReader, RunSpec, pack_frame
+from harnessd.keeper.spawn import (
+    Prepared,
+    Pristine,
+    become,
+    die_with,
+    forking,
+    handed,
+    restore_signals,
+    set_apart,
+    set_title,
+)
+from harnessd.wire import FrameReader, pack_frame
 
 _MOST_BYTES = 1 << 16  # of what it is told: so much fits into a socket at once
 
@@ -75,8 +84,7 @@ def _be_spare(control: socket.socket, before: Pristine) -> NoReturn:
     reader = FrameReader()
     while reader.receive(control):
         if found := reader.next():
-            frame, fds = found
             control.close()
-            enter = fds.pop() if frame["enter"] else None
-            become(RunSpec.from_frame(frame["spec"]), Ends(*fds), before, enter)
+            spec, ends, enter = handed(*found)
+            become(spec, ends, before, enter)
     os._exit(0)

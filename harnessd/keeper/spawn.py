@@ -109,6 +109,12 @@ class Prepared:
         return Child(self.spec, pid, *began, ticks, self.mailbox, self.ends.pulse, self.cell, self.limits)
 
 
+def handed(frame: Frame, fds: list[int]) -> tuple[RunSpec, Ends, int | None]:
+    """Return what `told` and `of_the_run` come to for the one that is told: spec, ends, where to enter its cgroup."""
+    ends, enter = (fds[:-1], fds[-1]) if frame["enter"] else (fds, None)
+    return RunSpec.from_frame(frame["spec"]), Ends(*ends), enter
+
+
 def prepare(request: int | None, spec: RunSpec, cgroups: Cgroups) -> Prepared:
     """Make the run's descriptors. Raise SpawnFailed when the system refuses."""
     opened: list[int] = []

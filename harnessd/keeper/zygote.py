@@ -23,8 +23,8 @@ from harnessd import tree
 from harnessd.channel import Channel
 from harnessd.job import pulse
 from harnessd.job.conduct import Ends
-from harnessd.keeper.spawn import EXIT_CANNOT_EXECUTE, Prepared, Pristine, become, die_with, set_apart
-from harnessd.wire import FrameReader, RunSpec, pack_frame
+from harnessd.keeper.spawn import EXIT_CANNOT_EXECUTE, Prepared, Pristine, become, die_with, handed, set_apart
+from harnessd.wire import Frame, FrameReader, pack_frame
 
 _CLAIM_S = 5.0
 
@@ -89,9 +89,7 @@ def _be_zygote(control: socket.socket, modules: list[str], before: Pristine) -> 
     reader = FrameReader()
     while reader.receive(control):
         while found := reader.next():
-            frame, fds = found
-            enter = fds.pop() if frame["enter"] else None
-            _fork_twice(RunSpec.from_frame(frame["spec"]), fds, enter, before, control)
+            _fork_twice(*found, before, control)
     os._exit(0)
 
 
@@ -113,8 +111,8 @@ def _import(modules: Iterable[str]) -> str:
     return ""
 
 
-def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristine, control: socket.socket) -> None:
-    ends = Ends(*fds)
+def _fork_twice(frame: Frame, fds: list[int], before: Pristine, control: socket.socket) -> None:
+    spec, ends, enter = handed(frame, fds)
     middle = os.fork()
     if middle == 0:
         code = 1
@@ -124,7 +122,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
             if run == 0:
                 _await_claim(ends, before.keeper_pid)
                 _reseed()
-                set_apart(before, [*fds, *([] if enter is None else [enter])])
+                set_apart(before, fds)
                 become(spec, ends, before, enter)
             control.sendall(pack_frame({"run": spec.run, "pid": run}))
             code = 0
@@ -132,7 +130,7 @@ def _fork_twice(spec: RunSpec, fds: list[int], enter: int | None, before: Pristi
             os._exit(code)
     if os.waitpid(middle, 0)[1]:
         os._exit(1)  # there is no run: the keeper, which hears of this process's end, forks it itself or says why not
-    for fd in [*fds, *([] if enter is None else [enter])]:
+    for fd in fds:
         os.close(fd)
 
 
